@@ -1,0 +1,114 @@
+"""Compression methods for embedding tables, all behind one contract (`base.Embedding`).
+
+e = embeddings.build("robe", cardinalities=[1000, 20], dim=16, ratio=100, seed=0, block_size=8)
+e(ids)                                    # [batch, 2, 16]
+embeddings.save(e.deploy(), "e.safetensors")
+"""
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pocketrec.embeddings.base import Embedding, Infeasible, Storage, full_bytes, tensor_bytes, undrawn
+from pocketrec.errors import UserError, unknown
+
+__all__ = [
+    "METHODS",
+    "Embedding",
+    "Infeasible",
+    "Storage",
+    "available",
+    "build",
+    "full_bytes",
+    "load",
+    "save",
+]
+
+
+def _discover() -> dict[str, type[Embedding]]:
+    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
+    classes = [item for module in modules for item in vars(module).values() if isinstance(item, type)]
+    return {c.name: c for c in classes if issubclass(c, Embedding) and c is not Embedding}
+
+
+METHODS: dict[str, type[Embedding]] = _discover()
+
+
+def available() -> list[str]:
+    """Names of all methods, the full table first."""
+    return sorted(METHODS, key=lambda name: (name != "full", name))
+
+
+def build(
+    name: str, *, cardinalities: Sequence[int], dim: int, ratio: float = 1, seed: int = 0, **knobs: Any
+) -> Embedding:
+    """Build the largest instance of a method whose inference form is `ratio` times smaller than full tables.
+
+    Args:
+        name: one of `available()`.
+        cardinalities: rows of each feature's table.
+        dim: width of the embedding.
+        ratio: bytes of the full float32 tables over the bytes allowed at inference; at least 1.
+        seed: same seed, same values.
+        knobs: choices of the method, see its `knobs`.
+
+    Raises:
+        UserError: for an unknown method or knob, or a ratio below 1.
+        Infeasible: when no instance fits.
+    """
+    if name not in METHODS:
+        raise unknown("method", name, METHODS, "embeddings.build")
+    method = METHODS[name]
+    for knob in knobs.keys() - method.knobs.keys():
+        raise unknown(f"knob of {name}", knob, method.knobs, "embeddings.build")
+    if not ratio >= 1:
+        raise UserError(f"embeddings.build: ratio must be at least 1, got {ratio}")
+    config = method.solve(cardinalities, dim, full_bytes(cardinalities, dim) / ratio, **knobs)
+    return method(cardinalities, dim, seed=seed, **config)
+
+
+def save(embedding: Embedding, path: str | PathLike) -> int:
+    """Write the module's tensors as safetensors; return the bytes of the tensors, the header aside."""
+    about = {
+        "method": embedding.name,
+        "cardinalities": embedding.cardinalities,
+        "dim": embedding.dim,
+        "seed": embedding.seed,
+        "config": embedding.config,
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in embedding.state_dict().items()}
+    temporary = Path(f"{path}.part")
+    try:
+        save_file(tensors, temporary, metadata={"pocketrec": json.dumps(about)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return sum(tensor_bytes(embedding).values())
+
+
+def load(path: str | PathLike) -> Embedding:
+    """Rebuild a saved module in its inference form, without drawing its initial values.
+
+    Raises:
+        UserError: when the file is missing, truncated, or was not written by `save`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("pocketrec", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as a saved embedding: {error}") from None
+    if about is None or about["method"] not in METHODS:
+        raise UserError(f"{path}: not an embedding written by pocketrec.embeddings.save")
+    method = METHODS[about["method"]]
+    with undrawn():
+        embedding = method(about["cardinalities"], about["dim"], seed=about["seed"], **about["config"])
+    embedding.load_state_dict(tensors, assign=True)
+    return embedding.eval().requires_grad_(False)

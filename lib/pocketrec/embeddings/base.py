@@ -1,0 +1,209 @@
+"""The contract of a method: one module embeds every categorical feature of a model.
+
+    ids      int32 or int64  [batch, features]           one id a feature
+    output   float           [batch, features, out_dim]
+
+A method is one file beside this one, holding one subclass of `Embedding`. It is found by being there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+FLOAT_BYTES = 4
+
+
+class Infeasible(Exception):
+    """No instance of the method fits the budget; the message is a sentence that a person understands."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Bytes of every stored tensor by name: at inference, in training, and of the Adagrad state."""
+
+    inference: dict[str, int]
+    training: dict[str, int]
+    optimizer: dict[str, int]
+
+    @property
+    def inference_bytes(self) -> int:
+        """Bytes of the form that is served."""
+        return sum(self.inference.values())
+
+    @property
+    def training_bytes(self) -> int:
+        """Bytes of parameters, buffers and index maps while training."""
+        return sum(self.training.values())
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of Adagrad's accumulators: one float a row of a row table, one an element elsewhere."""
+        return sum(self.optimizer.values())
+
+
+class Embedding(nn.Module):
+    """Base of all methods. A subclass gives `solve`, `__init__`, `lookup` and `materialize`.
+
+    Attributes:
+        name: what params files and records call the method.
+        knobs: its choices and their defaults, all accepted by `solve`.
+        out_dim: width of the output; `dim` unless the method's very idea is a smaller one.
+        config: the arguments, beside cardinalities, dim and seed, that rebuild this instance.
+        sparse_gradients: row tables get sparse gradients, so that a step costs what the batch touches.
+    """
+
+    name: ClassVar[str]
+    knobs: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, cardinalities: Sequence[int], dim: int, seed: int, **config: Any) -> None:
+        super().__init__()
+        if not cardinalities or min(cardinalities) < 1 or dim < 1:
+            raise ValueError(f"cardinalities and dim must be positive, got {list(cardinalities)} and {dim}")
+        self.cardinalities = tuple(int(n) for n in cardinalities)
+        self.dim = self.out_dim = dim
+        self.seed = seed
+        self.config = config
+        self.sparse_gradients = True
+        self.constant("limits", torch.tensor(self.cardinalities))
+        self._calls, self._seen_bad = 0, None
+
+    # what a method provides
+
+    @classmethod
+    def solve(
+        cls, cardinalities: Sequence[int], dim: int, budget_bytes: float, **knobs: Any
+    ) -> dict[str, Any]:
+        """Return the config of the largest instance whose inference form fits the budget.
+
+        Arithmetic only: no tensor is made. Raises `Infeasible` when nothing fits.
+        """
+        raise NotImplementedError
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Embed checked int64 ids [batch, features] -> [batch, features, out_dim]."""
+        raise NotImplementedError
+
+    def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
+        """Return rows of one feature's dense table [rows, out_dim], by another route than `lookup`."""
+        raise NotImplementedError
+
+    def row_tables(self) -> list[nn.Parameter]:
+        """Return the parameters that are looked up by whole rows (row-wise Adagrad, sparse gradients)."""
+        return []
+
+    # what every method has
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embed ids [batch, features]; an id outside its table raises `IndexError`, on a GPU a little later."""
+        return self.lookup(self._checked(ids))
+
+    def storage(self) -> Storage:
+        """Bytes of this instance, from its tensors; constants that the config gives are not stored."""
+        stored = tensor_bytes(self)
+        by_row = {id(table) for table in self.row_tables()}
+        state = {
+            name: FLOAT_BYTES * (p.shape[0] if id(p) in by_row else p.numel())
+            for name, p in self.named_parameters()
+            if p.requires_grad
+        }
+        return Storage(inference=stored, training=stored, optimizer=state)
+
+    def deploy(self) -> Embedding:
+        """Return the inference form: same outputs to rounding, no gradients."""
+        return deepcopy(self).eval().requires_grad_(False)
+
+    def constant(self, name: str, value: Tensor) -> None:
+        """Keep a tensor that follows the module to its device but is neither trained nor saved."""
+        self.register_buffer(name, value, persistent=False)
+
+    def feature_rows(self, feature: int, rows: slice) -> Tensor:
+        """Return the ids that a slice of one feature's table selects, int64 [rows]."""
+        return torch.arange(*rows.indices(self.cardinalities[feature]), device=self.limits.device)
+
+    def _checked(self, ids: Tensor) -> Tensor:
+        if ids.ndim != 2 or ids.shape[1] != len(self.cardinalities):
+            raise ValueError(f"ids must be [batch, {len(self.cardinalities)}], got {list(ids.shape)}")
+        ids = ids.long()
+        if torch.compiler.is_compiling():
+            return ids
+        bad = (ids < 0) | (ids >= self.limits)
+        if ids.device.type == "cpu":
+            if bad.any():
+                self._raise_out_of_range(ids, bad)
+            return ids
+        # a device is asked now and then, since every question waits for its queue; no foreign row meanwhile
+        self._seen_bad = bad.any() if self._seen_bad is None else self._seen_bad | bad.any()
+        self._calls += 1
+        if self._calls % 256 == 1:
+            self.check_ids()
+        return ids.masked_fill(bad, 0)
+
+    def check_ids(self) -> None:
+        """Raise `IndexError` if any id seen so far on a GPU lay outside its table."""
+        if self._seen_bad is not None and bool(self._seen_bad):
+            raise IndexError("an id outside its table was looked up since the last check")
+
+    def _raise_out_of_range(self, ids: Tensor, bad: Tensor) -> None:
+        row, feature = bad.nonzero()[0].tolist()
+        raise IndexError(
+            f"id {ids[row, feature].item()} of feature {feature} (row {row} of the batch) is outside its table "
+            f"of {self.cardinalities[feature]} rows"
+        )
+
+
+def tensor_bytes(module: nn.Module) -> dict[str, int]:
+    """Return the bytes of every tensor that is saved with the module."""
+    return {name: t.numel() * t.element_size() for name, t in module.state_dict().items()}
+
+
+def full_bytes(cardinalities: Iterable[int], dim: int) -> int:
+    """Bytes of the uncompressed float32 tables: the numerator of every ratio."""
+    return FLOAT_BYTES * dim * sum(cardinalities)
+
+
+def offsets(rows: Sequence[int]) -> Tensor:
+    """Return where each table starts when all are stacked, int64 [tables]."""
+    return torch.tensor([0, *rows[:-1]]).cumsum(0)
+
+
+def generator(seed: int, stream: int = 0) -> torch.Generator:
+    """Return a CPU generator; every tensor of a method draws from a stream of its own."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + stream) % 2**63)
+
+
+_drawing = True
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Build modules without drawing initial values, for values that are about to be loaded."""
+    global _drawing
+    _drawing = False
+    try:
+        yield
+    finally:
+        _drawing = True
+
+
+def uniform_(tensor: Tensor, bound: float, draw: torch.Generator, chunk: int = 1 << 24) -> Tensor:
+    """Fill with U(-bound, bound) in place, drawn on the CPU in chunks: the same values on every device."""
+    with torch.no_grad():
+        for part in tensor.view(-1).split(chunk) if _drawing else ():
+            part.copy_(torch.empty(len(part)).uniform_(-bound, bound, generator=draw))
+    return tensor
+
+
+def megabytes(count: float) -> str:
+    """Write bytes for people: `4.3 MB`, `812 B`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

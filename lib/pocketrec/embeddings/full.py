@@ -1,0 +1,59 @@
+"""The uncompressed table, one row an id: the baseline of every ratio.
+
+    e(t, x) = E_t[x],   E_t in R^{n_t x dim},   bytes = 4 dim sum_t n_t
+
+Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems", 2019;
+initialised U(-1/sqrt(n_t), 1/sqrt(n_t)) per table as its public code does.
+"""
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pocketrec.embeddings.base import (
+    Embedding,
+    Infeasible,
+    full_bytes,
+    generator,
+    megabytes,
+    offsets,
+    uniform_,
+)
+
+
+class Full(Embedding):
+    """One row an id. Nothing is shared, nothing is saved."""
+
+    name = "full"
+
+    @classmethod
+    def solve(cls, cardinalities: Sequence[int], dim: int, budget_bytes: float) -> dict[str, Any]:
+        """Feasible at ratio 1 only."""
+        needed = full_bytes(cardinalities, dim)
+        if needed > budget_bytes:
+            raise Infeasible(
+                f"the full table takes {megabytes(needed)} of a {megabytes(budget_bytes)} budget: it exists at ratio 1"
+            )
+        return {}
+
+    def __init__(self, cardinalities: Sequence[int], dim: int, *, seed: int) -> None:
+        super().__init__(cardinalities, dim, seed)
+        self.weight = nn.Parameter(torch.empty(sum(cardinalities), dim))  # all tables stacked
+        self.constant("offsets", offsets(self.cardinalities))
+        draw = generator(seed)
+        for table in self.weight.data.split(self.cardinalities):
+            uniform_(table, 1 / sqrt(len(table)), draw)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids + self.offsets, self.weight, sparse=self.sparse_gradients)
+
+    def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
+        start = sum(self.cardinalities[:feature])
+        return self.weight[start : start + self.cardinalities[feature]][rows]
+
+    def row_tables(self) -> list[nn.Parameter]:
+        return [self.weight]

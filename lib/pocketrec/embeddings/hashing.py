@@ -1,0 +1,107 @@
+"""The hashing trick: each table keeps a share of its rows, and ids that collide share a row.
+
+    e(t, x) = E_t[h_t(x)],   E_t in R^{m_t x dim},   m_t = max(1, floor(share n_t)),   bytes = 4 dim sum_t m_t
+
+Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009. Tables of up to
+`threshold` rows are kept whole, as DLRM's public code does for its compressed tables (200 rows there).
+`hash: modulo` takes x mod m_t, which mixes early, frequent ids with late, rare ones when ids are in order
+of first appearance.
+"""
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pocketrec.embeddings import universal_hash
+from pocketrec.embeddings.base import (
+    FLOAT_BYTES,
+    Embedding,
+    Infeasible,
+    generator,
+    megabytes,
+    offsets,
+    uniform_,
+)
+
+
+class Hashing(Embedding):
+    """Per-table hashing with a threshold under which a table is kept whole."""
+
+    name = "hashing"
+    knobs = {"threshold": 200, "hash": "universal"}
+
+    @classmethod
+    def solve(
+        cls,
+        cardinalities: Sequence[int],
+        dim: int,
+        budget_bytes: float,
+        *,
+        threshold: int = 200,
+        hash: str = "universal",
+    ) -> dict[str, Any]:
+        """Bisect the share of rows that the larger tables keep."""
+        budget = int(budget_bytes) // (FLOAT_BYTES * dim)
+
+        def rows(share: float) -> list[int]:
+            return [n if n <= threshold else max(1, min(n, int(n * share))) for n in cardinalities]
+
+        if sum(rows(0)) > budget:
+            raise Infeasible(
+                f"hashing with one row a table, and tables of up to {threshold} rows kept whole, takes "
+                f"{megabytes(sum(rows(0)) * dim * FLOAT_BYTES)} of a {megabytes(budget_bytes)} budget"
+            )
+        low, high = 0.0, 1.0
+        if sum(rows(high)) <= budget:
+            low = high
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if sum(rows(middle)) <= budget else (low, middle)
+        return {"rows": rows(low), "hash": hash}
+
+    def __init__(
+        self,
+        cardinalities: Sequence[int],
+        dim: int,
+        *,
+        seed: int,
+        rows: Sequence[int],
+        hash: str = "universal",
+    ) -> None:
+        if hash not in ("universal", "modulo"):
+            raise ValueError(f"hash must be 'universal' or 'modulo', got {hash!r}")
+        super().__init__(cardinalities, dim, seed, rows=list(rows), hash=hash)
+        self.weight = nn.Parameter(torch.empty(sum(rows), dim))  # all tables stacked
+        self.constant("rows", torch.tensor(rows))
+        self.constant("offsets", offsets(rows))
+        self.constant("whole", self.rows == self.limits)  # tables with a row for every id
+        self.constant("hash_coefficients", universal_hash.coefficients(generator(seed, 1), 2, len(rows)))
+        draw = generator(seed)
+        for table, n in zip(self.weight.data.split(self.config["rows"]), self.cardinalities, strict=True):
+            uniform_(table, 1 / sqrt(n), draw)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        hashed = ids
+        if self.config["hash"] == "universal":
+            a, b = self.hash_coefficients
+            wide = max(self.cardinalities) >= 1 << 31
+            hashed = universal_hash.add(universal_hash.multiply(a, ids, wide=wide), b)
+        slots = torch.where(self.whole, ids, hashed % self.rows)
+        return F.embedding(slots + self.offsets, self.weight, sparse=self.sparse_gradients)
+
+    def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
+        size = self.config["rows"][feature]
+        start = sum(self.config["rows"][:feature])
+        a, b = self.hash_coefficients[:, feature].tolist()
+        slots = self.feature_rows(feature, rows).tolist()
+        if size < self.cardinalities[feature]:
+            hashed = self.config["hash"] == "universal"
+            slots = [((a * x + b) % universal_hash.P if hashed else x) % size for x in slots]
+        return self.weight[start : start + size][slots]
+
+    def row_tables(self) -> list[nn.Parameter]:
+        return [self.weight]

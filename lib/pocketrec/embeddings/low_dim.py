@@ -1,0 +1,75 @@
+"""Fewer dimensions: narrow tables, widened again by one matrix a table. The honest trivial baseline.
+
+    e(t, x) = E_t[x] W_t,   E_t in R^{n_t x k},   W_t in R^{k x dim},   bytes = 4 (k sum_t n_t + T k dim)
+
+With `projection: false` the model sees k dimensions (`out_dim = k`) and no matrix is kept. Since k >= 1,
+no ratio above dim exists.
+"""
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pocketrec.embeddings.base import (
+    FLOAT_BYTES,
+    Embedding,
+    Infeasible,
+    generator,
+    megabytes,
+    offsets,
+    uniform_,
+)
+
+
+class LowDim(Embedding):
+    """Tables of k < dim columns, the same k for all, projected to dim."""
+
+    name = "low_dim"
+    knobs = {"projection": True}
+
+    @classmethod
+    def solve(
+        cls, cardinalities: Sequence[int], dim: int, budget_bytes: float, *, projection: bool = True
+    ) -> dict[str, Any]:
+        """Closed form: bytes are linear in k."""
+        per_column = FLOAT_BYTES * (sum(cardinalities) + (len(cardinalities) * dim if projection else 0))
+        width = min(dim, int(budget_bytes // per_column))
+        if width < 1:
+            raise Infeasible(
+                f"low_dim with a single column takes {megabytes(per_column)} of a {megabytes(budget_bytes)} budget: "
+                f"its largest ratio is about {dim}"
+            )
+        return {"width": width, "projection": projection}
+
+    def __init__(
+        self, cardinalities: Sequence[int], dim: int, *, seed: int, width: int, projection: bool = True
+    ) -> None:
+        super().__init__(cardinalities, dim, seed, width=width, projection=projection)
+        self.weight = nn.Parameter(torch.empty(sum(cardinalities), width))
+        self.constant("offsets", offsets(self.cardinalities))
+        draw = generator(seed)
+        for table in self.weight.data.split(self.cardinalities):
+            uniform_(table, 1 / sqrt(len(table)), draw)
+        if projection:
+            self.projection = nn.Parameter(torch.empty(len(cardinalities), width, dim))
+            uniform_(self.projection.data, sqrt(3 / width), generator(seed, 1))  # keeps the variance of a row
+        else:
+            self.out_dim = width
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        narrow = F.embedding(ids + self.offsets, self.weight, sparse=self.sparse_gradients)
+        if not self.config["projection"]:
+            return narrow
+        return torch.einsum("bfk,fkd->bfd", narrow, self.projection)
+
+    def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
+        start = sum(self.cardinalities[:feature])
+        narrow = self.weight[start : start + self.cardinalities[feature]][rows]
+        return narrow @ self.projection[feature] if self.config["projection"] else narrow
+
+    def row_tables(self) -> list[nn.Parameter]:
+        return [self.weight]

@@ -1,0 +1,177 @@
+"""Latency and throughput: under inference mode, after warm-up, rivals interleaved, samples kept.
+
+What is timed must be alone on the machine; the suite sees to that with a lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import cycle
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pocketrec import embeddings
+from pocketrec.data import Dataset
+from pocketrec.optim import RowwiseAdagrad
+
+# no cache keeps the rows of this many different batches of a table larger than itself
+ROTATED_BATCHES = 64
+
+
+def interleave(
+    calls: dict[object, Callable[[], object]], repeats: int, seconds: float = 60
+) -> dict[object, np.ndarray]:
+    """Time every call in turn, round after round, so that a change of the machine's mood meets them all.
+
+    Returns the samples of each in milliseconds, float64 [rounds]; `repeats` rounds after a tenth as warm-up,
+    fewer (at least 5) when they would take longer than `seconds`.
+    """
+    samples: dict[object, list[float]] = {name: [] for name in calls}
+    warm_up = max(2, repeats // 10)
+    started = time.perf_counter()
+    for round_ in tqdm(range(warm_up + repeats), desc="timing", unit="round"):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            call()
+            synchronize()
+            if round_ >= warm_up:
+                samples[name].append((time.perf_counter() - begin) * 1e3)
+        if round_ >= warm_up + 4 and time.perf_counter() - started > seconds:
+            break
+    return {name: np.array(times) for name, times in samples.items()}
+
+
+def synchronize() -> None:
+    """Wait until an accelerator, if there is one, has done what was asked."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+@torch.inference_mode()
+def inference_speed(
+    model: nn.Module, dataset: Dataset, batch_sizes: Sequence[int], repeats: int, device: str = "cpu"
+) -> pd.DataFrame:
+    """Time the whole model and its lookup alone on test rows, one row a part and batch size.
+
+    Columns: part (`model` or `lookup`), batch, p50_ms, p95_ms, p99_ms, samples_per_s (at the median), rounds.
+    """
+    model = model.to(device).eval()
+    speeds = []
+    for size in batch_sizes:
+        batches = cycle(_test_batches(dataset, size, device))
+
+        def whole(batches=batches) -> Tensor:
+            batch = next(batches)
+            return model(batch.dense, batch.ids)
+
+        def lookup(batches=batches) -> Tensor:
+            return model.embedding(next(batches).ids)
+
+        for part, times in interleave({"model": whole, "lookup": lookup}, repeats, seconds=10).items():
+            speeds.append({"part": part, "batch": size, **_percentiles(times), "rounds": len(times)})
+    frame = pd.DataFrame(speeds)
+    return frame.assign(samples_per_s=frame.batch / frame.p50_ms * 1e3)
+
+
+def _test_batches(dataset: Dataset, size: int, device: str) -> list:
+    """Return up to `ROTATED_BATCHES` batches; a test set of fewer rows is gone through in larger strides."""
+    found = []
+    for batch in dataset.batches("test", size, device=device):
+        if len(batch.labels) == size:
+            found.append(batch)
+        if len(found) == ROTATED_BATCHES:
+            return found
+    if not found:
+        raise ValueError(f"the test set has {dataset.rows('test')} rows: too few for a batch of {size}")
+    return found
+
+
+def _percentiles(times: np.ndarray) -> dict[str, float]:
+    p50, p95, p99 = np.percentile(times, [50, 95, 99])
+    return {"p50_ms": float(p50), "p95_ms": float(p95), "p99_ms": float(p99)}
+
+
+def bench(
+    cardinalities: Sequence[int],
+    *,
+    dim: int = 16,
+    ratio: float = 100,
+    batch_sizes: Sequence[int] = (1, 64, 2048),
+    repeats: int = 50,
+) -> pd.DataFrame:
+    """Time lookup and training step of every feasible method beside `nn.EmbeddingBag`, one a feature.
+
+    Ids are Zipf-distributed. Columns: method, batch, lookup_ms, step_ms (forward, backward, row-wise
+    Adagrad; SGD for the bags), lookup_speedup and step_speedup (bags over method, same run).
+    """
+    rival = f"{len(cardinalities)} x EmbeddingBag"
+    modules: dict[str, nn.Module] = {rival: _Bags(cardinalities, dim)}
+    for name in embeddings.available():
+        try:
+            modules[name] = embeddings.build(
+                name, cardinalities=cardinalities, dim=dim, ratio=1 if name == "full" else ratio
+            )
+        except embeddings.Infeasible:
+            continue
+    rows = []
+    for size in batch_sizes:
+        batches = zipf_ids(cardinalities, ROTATED_BATCHES * size).split(size)
+        lookup = interleave({n: _forward(m, batches) for n, m in modules.items()}, repeats)
+        step = interleave({n: _step(m, batches, dim) for n, m in modules.items()}, repeats)
+        rows += [
+            {
+                "method": name,
+                "batch": size,
+                "lookup_ms": float(np.median(lookup[name])),
+                "step_ms": float(np.median(step[name])),
+                "lookup_speedup": float(np.median(lookup[rival]) / np.median(lookup[name])),
+                "step_speedup": float(np.median(step[rival]) / np.median(step[name])),
+            }
+            for name in modules
+        ]
+    return pd.DataFrame(rows)
+
+
+def zipf_ids(cardinalities: Sequence[int], rows: int, exponent: float = 1.05, seed: int = 0) -> Tensor:
+    """Draw ids int64 [rows, features], id k with probability about k^-exponent (inverse of the continuous law)."""
+    draw = torch.Generator().manual_seed(seed)
+    n = torch.tensor(cardinalities, dtype=torch.float64)
+    u = torch.rand(rows, len(cardinalities), generator=draw, dtype=torch.float64)
+    power = 1 - exponent
+    rank = ((((n + 1) ** power - 1) * u + 1) ** (1 / power)).long() - 1
+    return rank.clamp(min=0).minimum(n.long() - 1)
+
+
+class _Bags(nn.Module):
+    """The usual way: one sparse `nn.EmbeddingBag` a feature."""
+
+    def __init__(self, cardinalities: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.bags = nn.ModuleList(nn.EmbeddingBag(n, dim, mode="sum", sparse=True) for n in cardinalities)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        columns = [bag(ids[:, f : f + 1]) for f, bag in enumerate(self.bags)]
+        return torch.stack(columns, 1)
+
+
+def _forward(module: nn.Module, batches: Sequence[Tensor]) -> Callable[[], Tensor]:
+    turn = cycle(batches)
+    return torch.inference_mode()(lambda: module(next(turn)))
+
+
+def _step(module: nn.Module, batches: Sequence[Tensor], dim: int) -> Callable[[], None]:
+    turn = cycle(batches)
+    upstream = torch.randn(len(batches[0]), batches[0].shape[1], dim)
+    optim = (torch.optim.SGD if isinstance(module, _Bags) else RowwiseAdagrad)(module.parameters(), lr=0.01)
+
+    def step() -> None:
+        optim.zero_grad()
+        module(next(turn)).backward(upstream)
+        optim.step()
+
+    return step

@@ -1,0 +1,78 @@
+"""DLRM: dense features through a bottom MLP, all vectors paired by dot products, a top MLP.
+
+Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems", 2019.
+"""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from pocketrec.embeddings.base import Embedding
+
+
+class DLRM(nn.Module):
+    """Click model over `num_dense` numbers and the features that `embedding` embeds.
+
+        z = [x, {<v_i, v_j>}_{i<j}],   x = bottom(dense),   v = (x, e_1, .., e_F),   logit = top(z)
+
+    Without dense features there is no bottom MLP, and z holds the products of the embeddings alone.
+
+    Args:
+        embedding: any method of `pocketrec.embeddings`.
+        num_dense: number of dense features; may be 0.
+        bottom_mlp: hidden widths; the last layer of width `embedding.out_dim` is added.
+        top_mlp: hidden widths; the last layer of width 1 is added.
+        seed: of the initial MLP weights, N(0, 2/(m+n)) with biases N(0, 1/m) as in DLRM's public code.
+    """
+
+    def __init__(
+        self,
+        embedding: Embedding,
+        num_dense: int,
+        bottom_mlp: Sequence[int] = (512, 256, 64),
+        top_mlp: Sequence[int] = (512, 256),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.shape = {"num_dense": num_dense, "bottom_mlp": list(bottom_mlp), "top_mlp": list(top_mlp)}
+        width = embedding.out_dim
+        vectors = len(embedding.cardinalities) + (num_dense > 0)
+        pairs = torch.tril_indices(vectors, vectors, -1)
+        self.register_buffer("pairs", pairs[0] * vectors + pairs[1], persistent=False)  # flat: one gather
+        draw = torch.Generator().manual_seed(seed)
+        self.bottom = mlp([num_dense, *bottom_mlp, width], draw, last=nn.ReLU()) if num_dense else None
+        inputs = len(self.pairs) + (width if num_dense else 0)
+        if not inputs:
+            raise ValueError("DLRM needs two features or a dense one: there is nothing to pair")
+        self.top = mlp([inputs, *top_mlp, 1], draw, last=nn.Identity())
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        """Return logits [batch] from dense float [batch, num_dense] and ids [batch, features]."""
+        vectors = self.embedding(ids)  # [batch, features, dim]
+        if self.bottom is None:
+            return self.top(self.interact(vectors)).squeeze(1)
+        x = self.bottom(dense)
+        products = self.interact(torch.cat([x.unsqueeze(1), vectors], 1))
+        return self.top(torch.cat([x, products], 1)).squeeze(1)
+
+    def interact(self, vectors: Tensor) -> Tensor:
+        """Return the dot products of all pairs, [batch, n, dim] -> [batch, n (n - 1) / 2]."""
+        return (vectors @ vectors.mT).flatten(1).index_select(1, self.pairs)
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """Return the weights outside the embedding, by name."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("embedding.")}
+
+
+def mlp(widths: Sequence[int], draw: torch.Generator, last: nn.Module) -> nn.Sequential:
+    """Return linear layers of the given widths with ReLU between them and `last` after the last."""
+    layers: list[nn.Module] = []
+    for n, m in zip(widths[:-1], widths[1:], strict=True):
+        linear = nn.Linear(n, m)
+        nn.init.normal_(linear.weight, 0, sqrt(2 / (m + n)), generator=draw)
+        nn.init.normal_(linear.bias, 0, sqrt(1 / m), generator=draw)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1], last)

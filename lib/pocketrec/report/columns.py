@@ -1,0 +1,119 @@
+"""Every number of a run, declared once: tables, axes and the marking of the best follow from here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+IDENTITY = {
+    "method": "str",
+    "dataset": "str",
+    "variant": "str",  # parameters beyond the four axes that differ between runs, "" for none
+    "ratio_requested": "float64",
+    "seed": "Int64",
+    "status": "str",
+    "reason": "str",
+    "key": "str",
+    "run": "str",
+    "started": "datetime64[us, UTC]",
+}
+
+CELL = ["dataset", "method", "variant", "ratio_requested"]  # what the seeds of one configuration share
+
+# The worst comes first: it names a cell whose seeds ended differently and none of them is done.
+FAILURES = ("failed", "crashed", "oom", "timeout", "diverged", "interrupted")
+STATUSES = ("done", *FAILURES, "infeasible")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a run.
+
+    `path` leads to it in record.json (empty: derived from other runs). A shown number is the stored one
+    times `scale`, in `unit`. `interval` is false where seeds do not vary it: sizes, and the latency of a
+    configuration, which is timed once.
+    """
+
+    name: str
+    label: str
+    path: str
+    unit: str = ""
+    digits: str = ".4f"
+    better: Literal["higher", "lower", ""] = ""
+    scale: float = 1.0
+    interval: bool = True
+    dtype: Literal["float64", "Int64"] = "float64"
+
+    @property
+    def axis(self) -> str:
+        """The label with its unit: `Size at inference (MB)`."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def text(self, value: float, half_width: float | None = None) -> str:
+        """Format a stored value for people: `0.8003 ± 0.0012`; a missing one is a dash."""
+        if pd.isna(value):
+            return "–"
+        sign = "+" if self.name == "auc_delta" else ""
+        shown = f"{value * self.scale:{sign}{self.digits}}".replace("-", "−")
+        return shown if half_width is None or pd.isna(half_width) else f"{shown} ± {half_width:{self.digits}}"
+
+    def best(self, values: pd.Series) -> pd.Series:
+        """Mark the best of several values; nothing is best where no direction or no rival exists."""
+        if not self.better or values.count() < 2:
+            return pd.Series(False, values.index)
+        return values == (values.max() if self.better == "higher" else values.min())
+
+
+def _size(name: str, label: str) -> Metric:
+    return Metric(name, label, f"sizes.{name}", "MB", ",.3f", "lower", 1e-6, interval=False, dtype="Int64")
+
+
+def _test(name: str, label: str, better: Literal["higher", "lower", ""]) -> Metric:
+    return Metric(name, label, f"metrics.test.{name}", better=better)
+
+
+def _timed(name: str, label: str, unit: str, digits: str, better: Literal["higher", "lower", ""]) -> Metric:
+    dtype = "Int64" if name.endswith("_batch") else "float64"
+    return Metric(name, label, "", unit, digits, better, interval=False, dtype=dtype)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("ratio_achieved", "Compression achieved", "sizes.ratio_achieved", "×", ",.1f", interval=False),
+        Metric("model_ratio", "Whole model", "sizes.model_ratio", "×", ",.1f", interval=False),
+        _size("inference_bytes", "Size at inference"),
+        _size("training_bytes", "Size in training"),
+        _size("optimizer_bytes", "Optimizer state"),
+        _test("auc", "AUC", "higher"),
+        Metric("auc_delta", "AUC − full table", "", better="higher"),
+        _test("log_loss", "Log loss", "lower"),
+        _test("ne", "Normalised entropy", "lower"),
+        _test("calibration", "Calibration", ""),
+        _test("pr_auc", "PR-AUC", "higher"),
+        _test("accuracy", "Accuracy", "higher"),
+        Metric("auc_head", "AUC, frequent ids", "metrics.slices.head.auc", better="higher"),
+        Metric("auc_torso", "AUC, middling ids", "metrics.slices.torso.auc", better="higher"),
+        Metric("auc_tail", "AUC, rare ids", "metrics.slices.tail.auc", better="higher"),
+        Metric("validation_auc", "Validation AUC", "metrics.validation.auc", better="higher"),
+        Metric("validation_log_loss", "Validation log loss", "metrics.validation.log_loss", better="lower"),
+        Metric("bayes_auc", "Best reachable AUC", "metrics.bayes.auc"),
+        Metric("bayes_log_loss", "Best reachable log loss", "metrics.bayes.log_loss"),
+        _timed("latency_p50_ms", "Latency p50", "ms", ",.3f", "lower"),
+        _timed("latency_p95_ms", "Latency p95", "ms", ",.3f", "lower"),
+        _timed("latency_p99_ms", "Latency p99", "ms", ",.3f", "lower"),
+        _timed("latency_batch", "Batch of the latency", "samples", ",.0f", ""),
+        _timed("inference_samples_per_s", "Inference", "samples/s", ",.0f", "higher"),
+        _timed("inference_batch", "Batch of the throughput", "samples", ",.0f", ""),
+        Metric("train_samples_per_s", "Training", "training.samples_per_s", "samples/s", ",.0f", "higher"),
+        Metric("steps", "Steps", "training.steps", digits=",.0f", dtype="Int64"),
+        Metric("seconds", "Wall clock of the run", "seconds", "s", ",.1f"),
+    )
+}
+
+DTYPES = IDENTITY | {metric.name: metric.dtype for metric in METRICS.values()}
+
+
+def times(ratio: float) -> str:
+    """Write a ratio as people say it: `1,000×`, `2.5×`."""
+    return f"{ratio:,.4g}×" if ratio < 1000 else f"{ratio:,.0f}×"

@@ -1,0 +1,230 @@
+"""From `record.json` files to one tidy table."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pocketrec.errors import UserError
+from pocketrec.files import atomic
+from pocketrec.report.columns import DTYPES, METRICS, STATUSES
+
+SCHEMA = 1
+_AXES = {"method", "dataset", "ratio", "seed", "run_dir"}
+
+
+def load_results(path: str | Path) -> pd.DataFrame:
+    """Return one row a quality run of a suite's folder, a run's folder or a results.parquet.
+
+    The records count where there are any, else `results.parquet`. What a run did not reach is missing
+    (NaN or NA). Latency comes from the timed run of the same configuration: at its smallest batch
+    (`latency_batch`), and samples per second at its largest (`inference_batch`). `auc_delta` is the AUC minus
+    that of the full table with the same dataset and seed. A record that cannot be read is a row with status
+    `failed` and the reason.
+    """
+    path = Path(path)
+    found = read_records(path)
+    if found:
+        return tidy(found)
+    parquet = path if path.suffix == ".parquet" else path / "results.parquet"
+    if not parquet.is_file():
+        raise UserError(f"{path}: no record.json below it and no results.parquet; `pocketrec run` makes them")
+    return pd.read_parquet(parquet).astype(DTYPES)
+
+
+def collect(suite_dir: str | Path) -> Path:
+    """Write `results.parquet` of a suite's folder, whole or not at all, and return its path."""
+    results = load_results(suite_dir)
+    path = Path(suite_dir) / "results.parquet"
+    with atomic(path) as file:
+        results.to_parquet(file, index=False)
+    return path
+
+
+def load_curves(path: str | Path) -> pd.DataFrame:
+    """Return one row a point of a learning curve: identity of the run, step, samples, seconds, scores."""
+    rows = _quality(read_records(Path(path)))
+    frames = [
+        pd.DataFrame({name: pd.Series(values) for name, values in record["curve"].items()}).assign(**identity)
+        for record, identity in rows
+        if record.get("curve")
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def load_speed(path: str | Path) -> pd.DataFrame:
+    """Return one row a part and batch size of each timed run: p50_ms, p95_ms, p99_ms, samples_per_s."""
+    return _speed(read_records(Path(path)))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read every record below a folder, timed runs included; `run` is the place the record was found at."""
+    root = path / "runs" if (path / "runs").is_dir() else path
+    files = sorted(file for file in root.rglob("record.json") if not _hidden(file.relative_to(root)))
+    found = [_read(file) for file in files]
+    for record, file in zip(found, files, strict=True):
+        if root.name == "runs":
+            record["run"] = file.parent.relative_to(root).as_posix()
+    return found
+
+
+def tidy(found: list[dict[str, Any]]) -> pd.DataFrame:
+    """Turn records into the table that `load_results` describes."""
+    rows = [identity | _numbers(record) for record, identity in _quality(found)]
+    results = pd.DataFrame(rows).reindex(columns=list(DTYPES)).astype(DTYPES)
+    return _with_delta(_with_latency(results, _speed(found)))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Read one record, or make one that says why it cannot be read."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
+        _check(record)
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        return _unreadable(file, f"record.json cannot be read: {error}")
+    return record
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
+
+
+def _check(record: dict[str, Any]) -> None:
+    """Raise where a record lacks what every table needs, or keeps something else in a number's place."""
+    if record.get("schema") != SCHEMA:
+        raise ValueError(f"schema {record.get('schema')!r} is not {SCHEMA}")
+    if record.get("status") not in STATUSES:
+        raise ValueError(f"unknown status {record.get('status')!r}")
+    for key, kind in (("run", str), ("method", str), ("dataset", str), ("ratio", (int, float))):
+        if not isinstance(record.get(key), kind):
+            raise ValueError(f"{key} is missing or no {getattr(kind, '__name__', 'number')}")
+    for name, value in _numbers(record).items():
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ValueError(f"{name} is not a number")
+
+
+def _unreadable(file: Path, reason: str) -> dict[str, Any]:
+    """Return a failed record that knows only what its folder `method/dataset/r100-s0` says."""
+    method, dataset, cell = ("?", "?", "?", *file.parent.parts)[-3:]
+    ratio, seed = re.search(r"\br([\d.]+)", cell), re.search(r"\bs(\d+)", cell)
+    record = {"run": f"{method}/{dataset}/{cell}", "method": method, "dataset": dataset}
+    record |= {"kind": "timed" if "latency" in cell else "quality", "status": "failed", "reason": reason}
+    if ratio:
+        record["ratio"] = float(ratio[1])
+    if seed:
+        record["seed"] = int(seed[1])
+    return record
+
+
+def _dig(record: dict[str, Any], path: str) -> Any:
+    """Follow `metrics.test.auc` into nested sections; None where one is absent."""
+    value: Any = record
+    for key in path.split("."):
+        value = value.get(key) if value is not None else None
+    return value
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    return {metric.name: _dig(record, metric.path) for metric in METRICS.values() if metric.path}
+
+
+def _quality(found: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return each quality record with the columns that say which run it is."""
+    quality = [record for record in found if record.get("kind", "quality") == "quality"]
+    variants = _variants(quality)
+    return [(record, _identity(record) | {"variant": variants[record["run"]]}) for record in quality]
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+    columns = {name: record.get(name) for name in ("method", "dataset", "seed", "key", "run", "started")}
+    return columns | {
+        "ratio_requested": record.get("ratio"),
+        "status": record["status"],
+        "reason": record.get("reason", ""),
+    }
+
+
+def _variants(quality: list[dict[str, Any]]) -> dict[str, str]:
+    """Name, for each run, the parameters that tell it from others of its method, dataset and ratio.
+
+    Without it, runs that differ in a further axis (`epochs=2`) would be averaged as if they were seeds.
+    """
+    settings = pd.DataFrame(
+        {"run": record["run"], "method": record["method"], "dataset": record["dataset"]}
+        | {"ratio": record.get("ratio"), "name": name, "value": str(value)}
+        for record in quality
+        for name, value in _flat(record.get("parameters", {}))
+    )
+    names = {record["run"]: "" for record in quality}
+    if settings.empty:
+        return names
+    values = settings.groupby(["method", "dataset", "ratio", "name"])["value"].transform("nunique")
+    axes = settings.loc[values > 1, ["method", "dataset", "name"]].drop_duplicates()
+    told = settings.merge(axes)
+    told["text"] = told["name"] + "=" + told["value"]
+    return names | told.groupby("run")["text"].agg(", ".join).to_dict()
+
+
+def _flat(parameters: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the parameters that are no axis of their own, those inside `knobs` one by one."""
+    for name, value in sorted(parameters.items()):
+        if isinstance(value, dict):
+            yield from _flat(value)
+        elif name not in _AXES:
+            yield name, value
+
+
+def _speed(found: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return the samples of timed runs, each with the variant of the quality run it measured."""
+    variants = {record["run"]: identity["variant"] for record, identity in _quality(found)}
+    rows = [
+        {
+            "dataset": record["dataset"],
+            "method": record["method"],
+            "variant": variants.get(_source(record), ""),
+            "ratio_requested": float(record["ratio"]),
+            "run": record["run"],
+        }
+        | sample
+        for record in found
+        if record.get("kind") == "timed" and record["status"] == "done"
+        for sample in record.get("speed", [])
+    ]
+    return pd.DataFrame(rows)
+
+
+def _source(record: dict[str, Any]) -> str:
+    """Return the quality run that a timed run measured: its sibling, named by the parameter `source`."""
+    folder = record["run"].rpartition("/")[0]
+    return f"{folder}/{Path(record.get('parameters', {}).get('source', '')).name}"
+
+
+def _with_latency(results: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
+    """Give every finished run of a configuration the times of its timed sibling."""
+    if speed.empty:
+        return results
+    cell = ["dataset", "method", "variant", "ratio_requested"]
+    model = speed[speed["part"] == "model"].sort_values("batch")
+    small = model.drop_duplicates(cell, keep="first").set_index(cell)
+    large = model.drop_duplicates(cell, keep="last").set_index(cell)
+    times = small[["p50_ms", "p95_ms", "p99_ms", "batch"]].add_prefix("latency_")
+    times[["inference_samples_per_s", "inference_batch"]] = large[["samples_per_s", "batch"]]
+    joined = results[[*cell, "status"]].join(times, on=cell)
+    joined.loc[joined["status"] != "done", times.columns] = float("nan")
+    return results.assign(**joined[times.columns].astype({name: DTYPES[name] for name in times}))
+
+
+def _with_delta(results: pd.DataFrame) -> pd.DataFrame:
+    """Add the AUC's difference to the full table of the same dataset and seed, and variant if it has several."""
+    full = results[(results["method"] == "full") & (results["status"] == "done")]
+    pair = ["dataset", "seed", "variant"] if full["variant"].nunique() > 1 else ["dataset", "seed"]
+    reference = full.drop_duplicates(pair).set_index(pair)["auc"].rename("full_auc")
+    delta = results["auc"] - results.join(reference, on=pair)["full_auc"]
+    return results.assign(auc_delta=delta.where(results["method"] != "full"))

@@ -1,0 +1,96 @@
+"""Means over seeds and what they say."""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from pocketrec.report.columns import CELL, FAILURES, METRICS, STATUSES, times
+
+CHANCE = 0.5  # AUC of a model that knows nothing
+KEEPS = 0.95  # the share of the full table's gain that counts as kept in a finding
+
+
+def half_width(std: pd.Series | float, n: pd.Series | int) -> pd.Series | float:
+    """Return half of the 95 % t-interval of a mean: t(0.975, n − 1) · std / √n; NaN below two values."""
+    count = np.asarray(n, dtype=float)
+    factor = stats.t.ppf(0.975, np.where(count > 1, count - 1, np.nan)) / np.sqrt(np.maximum(count, 1))
+    return std * factor
+
+
+def interval(values: pd.Series) -> tuple[float, float]:
+    """Return the ends of the 95 % t-interval of a mean; both are the mean where there is one value."""
+    mean, half = values.mean(), half_width(values.std(), values.count())
+    return (mean, mean) if np.isnan(half) else (mean - half, mean + half)
+
+
+def summary(results: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a dataset, method, variant and requested ratio, over its seeds.
+
+    `n` finished runs, `n_failed`, `n_infeasible`, `status` (`done` when any is) with its `reason`; for every
+    metric `<name>` the mean and `<name>_n` the values it rests on, and `<name>_ci`, half of the 95 %
+    t-interval, where seeds vary the metric and two of them are there.
+    """
+    done = results[results["status"] == "done"].groupby(CELL)
+    table = _counts(results)
+    columns = {}
+    for name, metric in METRICS.items():
+        values = done[name]
+        columns[name] = values.mean().astype("float64")
+        columns[f"{name}_n"] = values.count()
+        if metric.interval:
+            columns[f"{name}_ci"] = half_width(values.std().astype("float64"), values.count())
+    table = table.join(pd.DataFrame(columns))
+    counts = [f"{name}_n" for name in METRICS]
+    table[counts] = table[counts].fillna(0).astype("int64")
+    return table.reset_index().sort_values(
+        ["dataset", "ratio_requested", "method", "variant"], ignore_index=True
+    )
+
+
+def _counts(results: pd.DataFrame) -> pd.DataFrame:
+    """Return how the runs of each cell ended, and the status that stands for them."""
+    status = results["status"]
+    flags = results[CELL].assign(
+        n=status == "done", n_failed=status.isin(FAILURES), n_infeasible=status == "infeasible"
+    )
+    worst = results.assign(rank=status.map({name: rank for rank, name in enumerate(STATUSES)})).sort_values(
+        "rank"
+    )
+    first = worst.drop_duplicates(CELL).set_index(CELL)[["status", "reason"]]
+    return flags.groupby(CELL, dropna=False).sum().join(first)
+
+
+def finding(results: pd.DataFrame) -> str:
+    """Say in one sentence what one dataset's runs show about AUC against compression."""
+    cells = summary(results).dropna(subset="auc")
+    if cells.empty:
+        return "no run has finished"
+    small, full = cells[cells["method"] != "full"], cells[cells["method"] == "full"]
+    if small.empty:
+        return f"the full table reaches AUC {full['auc'].max():.4f}"
+    best = small.loc[small.groupby("ratio_requested")["auc"].idxmax()].sort_values("ratio_requested")
+    if full.empty:
+        last = best.iloc[-1]
+        return f"{_label(last)} leads at {times(last['ratio_requested'])} with AUC {last['auc']:.4f}"
+    kept = (best["auc"] - CHANCE) / (full["auc"].max() - CHANCE)
+    row = best[kept >= KEEPS].iloc[-1] if (kept >= KEEPS).any() else best.iloc[0]
+    at, share = f"{_label(row)} at {times(row['ratio_requested'])}", kept[row.name]
+    return (
+        f"{at} reaches the full table's AUC"
+        if share >= 1
+        else f"{at} keeps {share:.1%} of the full table's AUC gain"
+    )
+
+
+def _label(row: pd.Series) -> str:
+    return f"{row['method']} ({row['variant']})" if row["variant"] else row["method"]
+
+
+def verdict(results: pd.DataFrame) -> str:
+    """Count how runs ended: `36 of 40 done, 3 infeasible, 1 failed (oom)`."""
+    count = results["status"].value_counts()
+    failed = count.reindex(FAILURES).dropna().astype(int)
+    parts = [f"{count.get('done', 0)} of {len(results)} runs done"]
+    parts += [f"{count['infeasible']} infeasible"] if "infeasible" in count else []
+    parts += [f"{number} {name}" for name, number in failed.items()]
+    return ", ".join(parts)

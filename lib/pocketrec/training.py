@@ -1,0 +1,177 @@
+"""Training and scoring: one loop for every method, choices made on validation data only."""
+
+from __future__ import annotations
+
+import math
+import time
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pocketrec.data import Batch, Dataset
+from pocketrec.metrics import frequency_slices, scores
+from pocketrec.optim import optimizers
+
+EVALUATION_BATCH = 16384
+
+
+class Diverged(Exception):
+    """The loss became infinite or not a number."""
+
+
+@dataclass
+class History:
+    """What happened in a training: points of the curve, totals, and the step whose weights were kept."""
+
+    curve: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0  # of training alone, evaluations excluded
+    best_step: int = 0
+
+    def frame(self) -> pd.DataFrame:
+        """Return the curve, one row an evaluation."""
+        return pd.DataFrame(self.curve)
+
+    def summary(self) -> dict[str, float]:
+        """Return the totals for a record."""
+        return {
+            "steps": self.steps,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "samples_per_s": self.samples / self.seconds,
+            "best_step": self.best_step,
+        }
+
+
+def fit(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    batch_size: int = 1024,
+    epochs: float = 1,
+    table_optimizer: str = "adagrad",
+    table_lr: float = 0.05,
+    dense_lr: float = 1e-3,
+    keep: str = "best",
+    seed: int = 0,
+    train_rows: int = 0,
+    evaluations: int = 5,
+    device: str = "cpu",
+) -> History:
+    """Train in place on the training rows with binary cross-entropy; return the history.
+
+    Args:
+        epochs: passes over the training rows; a fraction stops early.
+        keep: `best` puts back the weights of the evaluation with the highest validation AUC, `last` does not.
+        seed: of the order of the rows.
+        train_rows: use only that many leading training rows; 0 means all.
+        evaluations: scorings of the validation rows, evenly spaced in every epoch.
+
+    Raises:
+        Diverged: as soon as a loss that is read is not finite.
+    """
+    if keep not in ("best", "last"):
+        raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
+    steps_per_epoch = math.ceil(min(train_rows or math.inf, dataset.rows("train")) / batch_size)
+    total = max(1, round(epochs * steps_per_epoch))
+    every = max(1, steps_per_epoch // evaluations)
+    optims = optimizers(model, table_optimizer=table_optimizer, table_lr=table_lr, dense_lr=dense_lr)
+    history, losses, best = History(), [], None
+    model.train()
+    start = time.perf_counter()
+    with tqdm(total=total, unit="step", desc="training") as bar:
+        for epoch in range(math.ceil(epochs)):
+            order = seed * 1000 + epoch
+            for batch in dataset.batches(
+                "train", batch_size, seed=order, limit=train_rows or None, device=device
+            ):
+                losses.append(train_step(model, batch, optims))
+                history.steps += 1
+                history.samples += len(batch.labels)
+                bar.update()
+                if history.steps % every == 0 or history.steps == total:
+                    history.seconds += time.perf_counter() - start
+                    best = _evaluate(model, dataset, history, losses, best, keep, device)
+                    losses = []
+                    start = time.perf_counter()
+                if history.steps == total:
+                    break
+    if best is not None:
+        model.load_state_dict(best)
+    else:
+        history.best_step = history.steps
+    return history
+
+
+def train_step(model: nn.Module, batch: Batch, optims: list[torch.optim.Optimizer]) -> Tensor:
+    """Take one step; return the loss, detached and not yet waited for."""
+    for optim in optims:
+        optim.zero_grad()
+    loss = F.binary_cross_entropy_with_logits(model(batch.dense, batch.ids), batch.labels)
+    loss.backward()
+    for optim in optims:
+        optim.step()
+    return loss.detach()
+
+
+def _evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    history: History,
+    losses: list[Tensor],
+    best: dict[str, Tensor] | None,
+    keep: str,
+    device: str,
+) -> dict[str, Tensor] | None:
+    """Add a point to the curve; return the weights to keep so far."""
+    loss = torch.stack(losses).mean().item()
+    if not math.isfinite(loss):
+        raise Diverged(f"the training loss is {loss} before step {history.steps}")
+    result = scores(*predict(model, dataset, "validation", device))
+    previous = [point["validation_auc"] for point in history.curve if "validation_auc" in point]
+    point = {
+        "step": history.steps,
+        "samples": history.samples,
+        "seconds": history.seconds,
+        "train_loss": loss,
+    }
+    point |= {f"validation_{name}": result[name] for name in ("auc", "log_loss") if name in result}
+    history.curve.append(point)
+    if keep == "last" or ("auc" in result and previous and result["auc"] <= max(previous)):
+        return best
+    history.best_step = history.steps
+    return deepcopy(model.state_dict())
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, dataset: Dataset, split: str, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return the probabilities and labels of a split, float32 [rows] each, on the CPU."""
+    training = model.training
+    model.eval()
+    probabilities, labels = [], []
+    for batch in dataset.batches(split, EVALUATION_BATCH, device=device):
+        probabilities.append(model(batch.dense, batch.ids).sigmoid().cpu())
+        labels.append(batch.labels.cpu())
+    model.train(training)
+    if not labels:
+        return torch.empty(0), torch.empty(0)
+    return torch.cat(probabilities), torch.cat(labels)
+
+
+def score_test(probabilities: Tensor, labels: Tensor, dataset: Dataset) -> dict[str, dict]:
+    """Score the test rows: all of them, by frequency of their ids, and the ceiling where the teacher is known."""
+    result = {"test": scores(probabilities, labels)}
+    rows = dataset.split("test")
+    if dataset.counts is not None:
+        offsets = dataset.offsets
+        result["slices"] = frequency_slices(probabilities, labels, dataset.ids[rows], dataset.counts, offsets)
+    if dataset.teacher is not None:
+        ceiling = scores(torch.tensor(dataset.teacher[rows]), labels)
+        result["bayes"] = {name: ceiling[name] for name in ("auc", "log_loss") if name in ceiling}
+    return result

@@ -1,0 +1,218 @@
+"""The contract of `embeddings.base`, held against every method that is found."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.func import functional_call
+
+from pocketrec import embeddings
+from pocketrec.embeddings import Infeasible
+from pocketrec.embeddings.base import full_bytes
+from pocketrec.errors import UserError
+from pocketrec.optim import RowwiseAdagrad
+
+CARDINALITIES = [1, 2, 7, 1009, 5000, 211]
+DIM = 16
+METHODS = embeddings.available()
+HASHING_METHODS = [m for m in METHODS if m not in ("full", "low_dim")]  # size does not follow the id range
+
+pytestmark = pytest.mark.parametrize("method", METHODS)
+
+
+def make(method, ratio=None, seed=0, cardinalities=CARDINALITIES, dim=DIM, **knobs):
+    ratio = ratio or (1 if method == "full" else 8)
+    return embeddings.build(method, cardinalities=cardinalities, dim=dim, ratio=ratio, seed=seed, **knobs)
+
+
+def draw_ids(cardinalities=CARDINALITIES, batch=64, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randint(0, n, (batch,), generator=draw) for n in cardinalities], 1)
+    ids[0] = torch.tensor(cardinalities) - 1  # the last row of every table
+    return ids
+
+
+def dense_lookup(module, ids):
+    """Look up in the materialized tables: the oracle."""
+    return torch.stack([F.embedding(ids[:, f], module.materialize(f)) for f in range(ids.shape[1])], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_forward_is_a_lookup_in_the_materialized_table(method, dtype):
+    module = make(method).to(dtype)
+    ids = draw_ids()
+    torch.testing.assert_close(module(ids), dense_lookup(module, ids), rtol=1e-6, atol=1e-7)
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_shape(method, data):
+    cardinalities = data.draw(st.lists(st.sampled_from([1, 2, 3, 13, 97, 1009]), min_size=1, max_size=5))
+    dim = data.draw(st.sampled_from([1, 2, 4, 16, 48]))
+    ratio = data.draw(st.floats(1, 50))
+    knobs = {"block_size": dim} if method == "robe" else {}
+    try:
+        module = make(method, ratio, cardinalities=cardinalities, dim=dim, **knobs)
+    except Infeasible as reason:
+        assert str(reason)
+        return
+    assert module.storage().inference_bytes <= full_bytes(cardinalities, dim) / ratio * 1.0001
+    ids = draw_ids(cardinalities, data.draw(st.integers(1, 9)), data.draw(st.integers(0, 99)))
+    torch.testing.assert_close(module(ids), dense_lookup(module, ids), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 10, 100, 1000, 10_000])
+def test_budget_binds_or_the_reason_is_given(method, ratio):
+    kaggle = [1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27]
+    budget = full_bytes(kaggle, DIM) / ratio
+    try:
+        config = embeddings.METHODS[method].solve(kaggle, DIM, budget)
+    except Infeasible as reason:
+        assert any(unit in str(reason) for unit in (" B", " kB", " MB", " GB"))
+        return
+    assert method != "full" or ratio == 1
+    if ratio >= 10:  # larger ones are not built for a test
+        built = embeddings.METHODS[method](kaggle, DIM, seed=0, **config)
+        assert built.storage().inference_bytes <= budget
+
+
+def test_a_budget_below_everything_is_infeasible(method):
+    with pytest.raises(Infeasible, match="budget"):
+        embeddings.METHODS[method].solve(CARDINALITIES, DIM, 3)
+
+
+def test_bytes_are_those_of_the_tensors_in_the_saved_file(method, tmp_path):
+    module = make(method)
+    path = tmp_path / "e.safetensors"
+    written = embeddings.save(module.deploy(), path)
+    storage = module.storage()
+    assert written == storage.inference_bytes == module.deploy().storage().inference_bytes
+    assert 0 <= path.stat().st_size - written <= 16_000
+
+
+def test_optimizer_bytes_are_those_of_adagrads_state(method):
+    module = make(method)
+    optim = RowwiseAdagrad(module.parameters())
+    module(draw_ids()).square().sum().backward()
+    optim.step()
+    state = sum(t.numel() * t.element_size() for s in optim.state.values() for t in s.values())
+    assert state == module.storage().optimizer_bytes
+
+
+def test_save_and_load(method, tmp_path):
+    module = make(method, seed=3)
+    embeddings.save(module.deploy(), tmp_path / "e.safetensors")
+    loaded = embeddings.load(tmp_path / "e.safetensors")
+    torch.testing.assert_close(loaded(draw_ids()), module(draw_ids()), rtol=0, atol=0)
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_deployed_form_gives_the_same_outputs(method):
+    module = make(method)
+    torch.testing.assert_close(module.deploy()(draw_ids()), module(draw_ids()), rtol=1e-6, atol=1e-7)
+
+
+def test_deployed_form_exports(method):
+    deployed, ids = make(method).deploy(), draw_ids()
+    exported = torch.export.export(deployed, (ids,)).module()
+    torch.testing.assert_close(exported(ids), deployed(ids), rtol=0, atol=0)
+
+
+def test_same_seed_same_table(method):
+    one, same, other = make(method, seed=5), make(method, seed=5), make(method, seed=6)
+    ids = draw_ids()
+    torch.testing.assert_close(one(ids), same(ids), rtol=0, atol=0)
+    assert not torch.equal(one(ids), other(ids))
+
+
+def test_state_dict_round_trip(method):
+    one, other = make(method, seed=1), make(method, seed=1)
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.add_(1)
+    other.load_state_dict(one.state_dict())
+    torch.testing.assert_close(one(draw_ids()), other(draw_ids()), rtol=0, atol=0)
+
+
+def test_empty_batch(method):
+    module = make(method)
+    assert module(torch.empty(0, len(CARDINALITIES), dtype=torch.long)).shape == (
+        0,
+        len(CARDINALITIES),
+        module.out_dim,
+    )
+
+
+@pytest.mark.parametrize("feature", range(len(CARDINALITIES)))
+@pytest.mark.parametrize("wrong", ["one past the end", "negative"])
+def test_ids_out_of_range_raise(method, feature, wrong):
+    ids = draw_ids()
+    ids[3, feature] = CARDINALITIES[feature] if wrong == "one past the end" else -1
+    with pytest.raises(IndexError, match=f"feature {feature} .row 3"):
+        make(method)(ids)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 2)])
+def test_ids_of_the_wrong_shape_raise(method, shape):
+    with pytest.raises(ValueError, match="ids must be"):
+        make(method)(torch.zeros(shape, dtype=torch.long))
+
+
+def test_int32_ids(method):
+    module = make(method)
+    assert torch.equal(module(draw_ids().int()), module(draw_ids()))
+
+
+def test_gradients_are_right(method):
+    module = make(method, cardinalities=[2, 205, 3], dim=4, ratio=1 if method == "full" else 1.5,
+                  **({"block_size": 2} if method == "robe" else {})).double()  # fmt: skip
+    module.sparse_gradients = False
+    names, values = zip(*module.named_parameters(), strict=True)
+    ids = torch.tensor([[0, 204, 2], [1, 204, 0], [1, 0, 0]])
+    run = lambda *v: functional_call(module, dict(zip(names, v, strict=True)), (ids,))  # noqa: E731
+    assert torch.autograd.gradcheck(run, [v.detach().requires_grad_() for v in values])
+
+
+def test_sparse_gradients_equal_dense_ones(method):
+    sparse, dense = make(method), make(method)
+    dense.sparse_gradients = False
+    upstream = torch.randn(64, len(CARDINALITIES), sparse.out_dim, generator=torch.Generator().manual_seed(0))
+    for module in (sparse, dense):
+        module(draw_ids()).backward(upstream)
+    for one, other in zip(sparse.parameters(), dense.parameters(), strict=True):
+        gradient = one.grad.to_dense() if one.grad.is_sparse else one.grad
+        torch.testing.assert_close(gradient, other.grad)
+    assert {id(p) for p in sparse.parameters() if p.grad.is_sparse} == {id(p) for p in sparse.row_tables()}
+
+
+def test_more_ids_than_int32(method):
+    if method not in HASHING_METHODS:
+        pytest.skip("its size follows the number of ids")
+    huge = 2**31 + 11
+    module = make(method, ratio=1e7, cardinalities=[huge, 50])
+    tail = module.materialize(0, slice(huge - 5, huge))
+    ids = torch.tensor([[huge - 5 + i, 49 - i] for i in range(5)])
+    torch.testing.assert_close(module(ids)[:, 0], tail)
+    assert len(tail.unique(dim=0)) > 1
+
+
+def test_default_knobs_are_solves_defaults(method):
+    kind = embeddings.METHODS[method]
+    assert kind.solve(CARDINALITIES, DIM, 1e9) == kind.solve(CARDINALITIES, DIM, 1e9, **kind.knobs)
+
+
+def test_documented(method):
+    kind = embeddings.METHODS[method]
+    source = __import__(kind.__module__, fromlist=["x"]).__doc__
+    assert kind.__doc__ and "e(t, x)" in source and "bytes = " in source
+
+
+def test_unknown_knob_is_named(method):
+    with pytest.raises(UserError, match="unknown knob.*blok"):
+        make(method, blok_size=3)
+
+
+def test_ratio_below_one_is_refused(method):
+    with pytest.raises(UserError, match="ratio"):
+        make(method, ratio=0.5)

@@ -1,0 +1,98 @@
+"""What is particular to one method."""
+
+import pytest
+import torch
+
+from pocketrec import embeddings
+from pocketrec.embeddings import universal_hash
+from pocketrec.embeddings.base import full_bytes, generator
+from pocketrec.errors import UserError
+
+CARDINALITIES = [100, 5000, 3]
+
+
+def build(name, ratio, **knobs):
+    return embeddings.build(name, cardinalities=CARDINALITIES, dim=16, ratio=ratio, seed=1, **knobs)
+
+
+def test_universal_hash_is_exact():
+    draw = generator(0)
+    a = universal_hash.coefficients(draw, 1000)
+    b = universal_hash.coefficients(draw, 1000)
+    x = torch.randint(0, 2**62 - 1, (1000,), generator=draw)
+    x[:3] = torch.tensor([0, 1, 2**62 - 1])
+    a[3], x[3] = universal_hash.P - 1, 2**62 - 1
+    exact = [
+        (i * j + k) % universal_hash.P for i, j, k in zip(a.tolist(), x.tolist(), b.tolist(), strict=True)
+    ]
+    assert universal_hash.add(universal_hash.multiply(a, x), b).tolist() == exact
+    small = x % 2**31
+    narrow = universal_hash.multiply(a, small, wide=False)
+    assert torch.equal(narrow, universal_hash.multiply(a, small))
+
+
+def test_universal_hash_collides_as_often_as_chance():
+    a, b = universal_hash.coefficients(generator(3), 2)
+    slots = universal_hash.add(universal_hash.multiply(a, torch.arange(20_000)), b) % 1000
+    pairs = sum(c * (c - 1) / 2 for c in torch.bincount(slots).tolist())
+    assert pairs == pytest.approx(20_000**2 / 2 / 1000, rel=0.1)
+
+
+def test_robe_is_as_large_as_the_budget_at_any_ratio():
+    for ratio in (1, 7, 100, 1000):
+        size = build("robe", ratio).config["size"]
+        assert size == int(full_bytes(CARDINALITIES, 16) / ratio) // 4
+
+
+@pytest.mark.parametrize("block_size", [1, 8, 16])
+@pytest.mark.parametrize("sign", [False, True])
+def test_robe_blocks_wrap_around(block_size, sign):
+    module = build("robe", 4000, block_size=block_size, sign=sign)  # 20 floats: most blocks of 16 wrap
+    ids = torch.tensor([[i, i, i % 3] for i in range(100)])
+    torch.testing.assert_close(module(ids)[:, 1], module.materialize(1, slice(0, 100)), rtol=0, atol=0)
+    elements = {round(v, 7) for v in module.array.abs().tolist()}
+    assert {round(v, 7) for v in module(ids).abs().flatten().tolist()} <= elements
+
+
+def test_robe_refuses_a_block_that_does_not_divide_dim():
+    with pytest.raises(ValueError, match="block_size must divide dim = 16, got 7"):
+        build("robe", 10, block_size=7)
+
+
+def test_robe_gives_equal_ids_of_two_tables_different_rows():
+    row = build("robe", 10)(torch.tensor([[2, 2, 2]]))[0]
+    assert not torch.equal(row[0], row[1])
+
+
+def test_hashing_keeps_small_tables_whole():
+    module = build("hashing", 10, threshold=100)
+    assert module.config["rows"][0] == 100 and module.config["rows"][2] == 3
+    rows = module(torch.tensor([[i, 0, 0] for i in range(100)]))[:, 0]
+    assert torch.equal(rows, module.weight[:100])
+
+
+def test_hashing_modulo_shares_by_remainder():
+    module = build("hashing", 10, hash="modulo")
+    size = module.config["rows"][1]
+    rows = module(torch.tensor([[0, 7, 0], [0, 7 + size, 0]]))
+    assert torch.equal(rows[0, 1], rows[1, 1])
+
+
+def test_low_dim_without_projection_is_narrow():
+    module = build("low_dim", 4, projection=False)
+    assert module.out_dim == 4 and module(torch.zeros(2, 3, dtype=torch.long)).shape == (2, 3, 4)
+
+
+def test_load_refuses_what_save_did_not_write(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(UserError, match=r"x\.safetensors"):
+        embeddings.load(path)
+    embeddings.save(build("robe", 10), path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="cannot be read"):
+        embeddings.load(path)
+
+
+def test_unknown_method_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'robe'"):
+        embeddings.build("rope", cardinalities=[3], dim=2)
