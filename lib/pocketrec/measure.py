@@ -5,6 +5,8 @@ What is timed must be alone on the machine; the suite sees to that with a lock.
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import cycle
@@ -175,3 +177,34 @@ def _step(module: nn.Module, batches: Sequence[Tensor], dim: int) -> Callable[[]
         optim.step()
 
     return step
+
+
+def sizes(model: nn.Module, ratio: float) -> dict[str, float]:
+    """Return real bytes and ratios of a model for its record.
+
+    ratio_achieved counts the embedding alone (full float32 tables over the inference form), model_ratio
+    the MLPs as well: at 10,000x those are the larger part.
+    """
+    storage = model.embedding.storage()
+    full = embeddings.full_bytes(model.embedding.cardinalities, model.embedding.dim)
+    dense = sum(t.numel() * t.element_size() for t in model.dense_state().values())
+    return {
+        "full_bytes": full,
+        "budget_bytes": full / ratio,
+        "ratio_requested": ratio,
+        "ratio_achieved": full / storage.inference_bytes,
+        "inference_bytes": storage.inference_bytes,
+        "training_bytes": storage.training_bytes,
+        "optimizer_bytes": storage.optimizer_bytes,
+        "dense_bytes": dense,
+        "model_ratio": (full + dense) / (storage.inference_bytes + dense),
+    }
+
+
+def peak_memory() -> dict[str, int]:
+    """Return the peak resident memory of this process so far, and of the GPU where one was used, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    found = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_initialized():
+        found["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
+    return found

@@ -16,7 +16,7 @@ def scores(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
         ne: normalised entropy, log loss over that of always predicting the mean label
             (He et al., "Practical Lessons from Predicting Clicks on Ads at Facebook", 2014).
         calibration: mean prediction over mean label.
-        accuracy: at the threshold 0.5.
+        accuracy: of predicting a positive above 0.5.
 
         With a single class among the labels, only log_loss and accuracy exist; with no row, nothing does.
     """
@@ -55,10 +55,7 @@ def frequency_slices(
     familiarity = np.log1p(counts[ids + offsets]).mean(1)
     order = torch.from_numpy(np.argsort(-familiarity, kind="stable"))
     parts = zip(("head", "torso", "tail"), order.tensor_split(3), strict=True)
-    return {
-        name: {"rows": len(part), **_only_auc(scores(probabilities[part], labels[part]))}
-        for name, part in parts
-    }
+    return {name: {"rows": len(part), **_only_auc(scores(probabilities[part], labels[part]))} for name, part in parts}
 
 
 def _only_auc(result: dict[str, float]) -> dict[str, float]:

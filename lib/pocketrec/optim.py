@@ -19,9 +19,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     Row-wise after FBGEMM's EXACT_ROWWISE_ADAGRAD; the accumulator starts at `initial`.
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float = 0.05, eps: float = 1e-8, initial: float = 0.0
-    ) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.05, eps: float = 1e-8, initial: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "initial": initial})
 
     @torch.no_grad()
@@ -60,6 +58,8 @@ def optimizers(
     model: nn.Module, *, table_optimizer: str, table_lr: float, dense_lr: float
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizer of the embedding (`adagrad` or `sgd`) and Adam for every other parameter."""
+    if table_optimizer not in TABLE_OPTIMIZERS:
+        raise ValueError(f"table_optimizer must be 'adagrad' or 'sgd', got {table_optimizer!r}")
     embedding = list(model.embedding.parameters())
     shared = {id(p) for p in embedding}
     others = [p for p in model.parameters() if id(p) not in shared]

@@ -5,9 +5,7 @@ from pathlib import Path
 
 _checkout = Path(__file__).resolve().parents[2]
 
-ROOT = Path(
-    os.environ.get("POCKETREC_ROOT") or (_checkout if (_checkout / "params").is_dir() else Path.cwd())
-)
+ROOT = Path(os.environ.get("POCKETREC_ROOT") or (_checkout if (_checkout / "params").is_dir() else Path.cwd()))
 PARAMS = ROOT / "params"
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "results"

@@ -6,13 +6,16 @@ import math
 import time
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pocketrec import models
 from pocketrec.data import Batch, Dataset
 from pocketrec.metrics import frequency_slices, scores
 from pocketrec.optim import optimizers
@@ -88,9 +91,7 @@ def fit(
     with tqdm(total=total, unit="step", desc="training") as bar:
         for epoch in range(math.ceil(epochs)):
             order = seed * 1000 + epoch
-            for batch in dataset.batches(
-                "train", batch_size, seed=order, limit=train_rows or None, device=device
-            ):
+            for batch in dataset.batches("train", batch_size, seed=order, limit=train_rows or None, device=device):
                 losses.append(train_step(model, batch, optims))
                 history.steps += 1
                 history.samples += len(batch.labels)
@@ -164,14 +165,36 @@ def predict(model: nn.Module, dataset: Dataset, split: str, device: str = "cpu")
     return torch.cat(probabilities), torch.cat(labels)
 
 
-def score_test(probabilities: Tensor, labels: Tensor, dataset: Dataset) -> dict[str, dict]:
-    """Score the test rows: all of them, by frequency of their ids, and the ceiling where the teacher is known."""
-    result = {"test": scores(probabilities, labels)}
+def evaluate(model: nn.Module, dataset: Dataset, device: str = "cpu") -> tuple[dict[str, dict], Tensor]:
+    """Score validation and test rows; return the scores by part and the test probabilities [rows].
+
+    Parts: `validation`, `test`, `slices` of the test rows by frequency of their ids, and `bayes`, the scores
+    of the true probabilities where the dataset knows its teacher.
+    """
+    probabilities, labels = predict(model, dataset, "test", device)
+    parts: dict[str, dict] = {
+        "validation": scores(*predict(model, dataset, "validation", device)),
+        "test": scores(probabilities, labels),
+    }
     rows = dataset.split("test")
     if dataset.counts is not None:
-        offsets = dataset.offsets
-        result["slices"] = frequency_slices(probabilities, labels, dataset.ids[rows], dataset.counts, offsets)
+        parts["slices"] = frequency_slices(
+            probabilities, labels, dataset.ids[rows], dataset.counts, dataset.offsets
+        )
     if dataset.teacher is not None:
         ceiling = scores(torch.tensor(dataset.teacher[rows]), labels)
-        result["bayes"] = {name: ceiling[name] for name in ("auc", "log_loss") if name in ceiling}
-    return result
+        parts["bayes"] = {name: ceiling[name] for name in ("auc", "log_loss") if name in ceiling}
+    return parts, probabilities
+
+
+def save(run_dir: str, model: nn.Module, history: History, probabilities: Tensor) -> dict[str, int]:
+    """Keep a run's inference form, curve and test predictions; return the bytes of the embedding's file.
+
+    With an empty `run_dir`, as in a notebook opened by hand, nothing is kept.
+    """
+    if not run_dir:
+        return {}
+    folder = Path(run_dir)
+    history.frame().to_parquet(folder / "curve.parquet")
+    np.save(folder / "predictions.npy", probabilities.numpy())
+    return {"file_bytes": models.save(model, folder)}

@@ -22,9 +22,7 @@ def test_universal_hash_is_exact():
     x = torch.randint(0, 2**62 - 1, (1000,), generator=draw)
     x[:3] = torch.tensor([0, 1, 2**62 - 1])
     a[3], x[3] = universal_hash.P - 1, 2**62 - 1
-    exact = [
-        (i * j + k) % universal_hash.P for i, j, k in zip(a.tolist(), x.tolist(), b.tolist(), strict=True)
-    ]
+    exact = [(i * j + k) % universal_hash.P for i, j, k in zip(a.tolist(), x.tolist(), b.tolist(), strict=True)]
     assert universal_hash.add(universal_hash.multiply(a, x), b).tolist() == exact
     small = x % 2**31
     narrow = universal_hash.multiply(a, small, wide=False)

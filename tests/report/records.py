@@ -7,6 +7,7 @@ from typing import Any
 
 import nbformat
 import numpy as np
+
 from pocketrec.files import write_json
 
 RATIOS = (10, 100, 1000)
@@ -78,8 +79,7 @@ def quality(method: str, dataset: str, ratio: float, seed: int, **changes: Any) 
             "validation": {"auc": auc + 0.001, "log_loss": scores["log_loss"] - 0.001},
             "test": scores,
             "slices": {
-                name: {"auc": auc + d, "rows": 900}
-                for name, d in (("head", 0.02), ("torso", 0), ("tail", -0.05))
+                name: {"auc": auc + d, "rows": 900} for name, d in (("head", 0.02), ("torso", 0), ("tail", -0.05))
             },
         },
         "training": {

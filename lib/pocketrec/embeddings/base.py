@@ -77,9 +77,7 @@ class Embedding(nn.Module):
     # what a method provides
 
     @classmethod
-    def solve(
-        cls, cardinalities: Sequence[int], dim: int, budget_bytes: float, **knobs: Any
-    ) -> dict[str, Any]:
+    def solve(cls, cardinalities: Sequence[int], dim: int, budget_bytes: float, **knobs: Any) -> dict[str, Any]:
         """Return the config of the largest instance whose inference form fits the budget.
 
         Arithmetic only: no tensor is made. Raises `Infeasible` when nothing fits.

@@ -1,10 +1,11 @@
 """The hashing trick: each table keeps a share of its rows, and ids that collide share a row.
 
-    e(t, x) = E_t[h_t(x)],   E_t in R^{m_t x dim},   m_t = max(1, floor(share n_t)),   bytes = 4 dim sum_t m_t
+    e(t, x) = E_t[h_t(x)],   E_t in R^{m_t x dim},   m_t = max(min(n_t, threshold), floor(share n_t))
+    bytes = 4 dim sum_t m_t
 
-Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009. Tables of up to
-`threshold` rows are kept whole, as DLRM's public code does for its compressed tables (200 rows there).
-`hash: modulo` takes x mod m_t, which mixes early, frequent ids with late, rare ones when ids are in order
+Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009. Tables of up to `threshold`
+rows are kept whole (DLRM's public code: 200) and larger ones get at least as many: at high ratios a small
+table hashed in proportion would lose most of what it knows. `hash: modulo` takes x mod m_t, which mixes early, frequent ids with late, rare ones when ids are in order
 of first appearance.
 """
 
@@ -44,17 +45,19 @@ class Hashing(Embedding):
         threshold: int = 200,
         hash: str = "universal",
     ) -> dict[str, Any]:
-        """Bisect the share of rows that the larger tables keep."""
+        """Lower the threshold until it claims at most half of the budget, then bisect the share."""
         budget = int(budget_bytes) // (FLOAT_BYTES * dim)
+        if len(cardinalities) > budget:
+            raise Infeasible(
+                f"hashing with a single row a table takes {megabytes(len(cardinalities) * dim * FLOAT_BYTES)} "
+                f"of a {megabytes(budget_bytes)} budget"
+            )
+        while threshold > 1 and sum(min(n, threshold) for n in cardinalities) > budget / 2:
+            threshold //= 2
 
         def rows(share: float) -> list[int]:
-            return [n if n <= threshold else max(1, min(n, int(n * share))) for n in cardinalities]
+            return [max(min(n, threshold), int(n * share), 1) for n in cardinalities]
 
-        if sum(rows(0)) > budget:
-            raise Infeasible(
-                f"hashing with one row a table, and tables of up to {threshold} rows kept whole, takes "
-                f"{megabytes(sum(rows(0)) * dim * FLOAT_BYTES)} of a {megabytes(budget_bytes)} budget"
-            )
         low, high = 0.0, 1.0
         if sum(rows(high)) <= budget:
             low = high

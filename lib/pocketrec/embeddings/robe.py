@@ -44,9 +44,7 @@ class Robe(Embedding):
             raise ValueError(f"robe: block_size must divide dim = {dim}, got {block_size}")
         size = min(int(budget_bytes) // FLOAT_BYTES, dim * sum(cardinalities))
         if size < block_size:
-            raise Infeasible(
-                f"a {megabytes(budget_bytes)} budget does not hold one ROBE block of {block_size} floats"
-            )
+            raise Infeasible(f"a {megabytes(budget_bytes)} budget does not hold one ROBE block of {block_size} floats")
         return {"size": size, "block_size": block_size, "sign": sign, "init_scale": init_scale}
 
     def __init__(
@@ -60,9 +58,7 @@ class Robe(Embedding):
         sign: bool = False,
         init_scale: float | None = None,
     ) -> None:
-        super().__init__(
-            cardinalities, dim, seed, size=size, block_size=block_size, sign=sign, init_scale=init_scale
-        )
+        super().__init__(cardinalities, dim, seed, size=size, block_size=block_size, sign=sign, init_scale=init_scale)
         self.array = nn.Parameter(torch.empty(size))
         uniform_(self.array.data, init_scale or 1 / sqrt(max(self.cardinalities)), generator(seed))
         draw = generator(seed, 1)
@@ -97,11 +93,7 @@ class Robe(Embedding):
             a, b, c, d = coefficients
             return (a * feature + b * x + c * piece + d) % universal_hash.P
 
-        slots = [
-            (hashed(self.place, x, i // width) % size + i % width) % size
-            for x in ids
-            for i in range(self.dim)
-        ]
+        slots = [(hashed(self.place, x, i // width) % size + i % width) % size for x in ids for i in range(self.dim)]
         table = self.array[slots].view(-1, self.dim)
         if self.config["sign"]:
             bits = [hashed(self.flip, x, i) % 2 for x in ids for i in range(self.dim)]

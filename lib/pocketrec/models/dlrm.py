@@ -3,6 +3,7 @@
 Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems", 2019.
 """
 
+import itertools
 from collections.abc import Sequence
 from math import sqrt
 
@@ -70,7 +71,7 @@ class DLRM(nn.Module):
 def mlp(widths: Sequence[int], draw: torch.Generator, last: nn.Module) -> nn.Sequential:
     """Return linear layers of the given widths with ReLU between them and `last` after the last."""
     layers: list[nn.Module] = []
-    for n, m in zip(widths[:-1], widths[1:], strict=True):
+    for n, m in itertools.pairwise(widths):
         linear = nn.Linear(n, m)
         nn.init.normal_(linear.weight, 0, sqrt(2 / (m + n)), generator=draw)
         nn.init.normal_(linear.bias, 0, sqrt(1 / m), generator=draw)

@@ -103,9 +103,9 @@ METRICS = {
         _timed("latency_p95_ms", "Latency p95", "ms", ",.3f", "lower"),
         _timed("latency_p99_ms", "Latency p99", "ms", ",.3f", "lower"),
         _timed("latency_batch", "Batch of the latency", "samples", ",.0f", ""),
-        _timed("inference_samples_per_s", "Inference", "samples/s", ",.0f", "higher"),
+        _timed("inference_samples_per_s", "Throughput", "samples/s", ",.0f", "higher"),
         _timed("inference_batch", "Batch of the throughput", "samples", ",.0f", ""),
-        Metric("train_samples_per_s", "Training", "training.samples_per_s", "samples/s", ",.0f", "higher"),
+        Metric("train_samples_per_s", "Training throughput", "training.samples_per_s", "samples/s", ",.0f", "higher"),
         Metric("steps", "Steps", "training.steps", digits=",.0f", dtype="Int64"),
         Metric("seconds", "Wall clock of the run", "seconds", "s", ",.1f"),
     )

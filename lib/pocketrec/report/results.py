@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +47,42 @@ def collect(suite_dir: str | Path) -> Path:
 
 def load_curves(path: str | Path) -> pd.DataFrame:
     """Return one row a point of a learning curve: identity of the run, step, samples, seconds, scores."""
-    rows = _quality(read_records(Path(path)))
-    frames = [
-        pd.DataFrame({name: pd.Series(values) for name, values in record["curve"].items()}).assign(**identity)
-        for record, identity in rows
+    return curves(read_records(Path(path)))
+
+
+def curves(found: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return what `load_curves` does, from records already read."""
+    rows = [
+        identity | dict(zip(record["curve"], values, strict=True))
+        for record, identity in _quality(found)
         if record.get("curve")
+        for values in zip_longest(*record["curve"].values())
     ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return pd.DataFrame(rows)
 
 
 def load_speed(path: str | Path) -> pd.DataFrame:
     """Return one row a part and batch size of each timed run: p50_ms, p95_ms, p99_ms, samples_per_s."""
-    return _speed(read_records(Path(path)))
+    return speed(read_records(Path(path)))
+
+
+def speed(found: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return what `load_speed` does: timed samples, each with the variant of the quality run it measured."""
+    variants = {record["run"]: identity["variant"] for record, identity in _quality(found)}
+    rows = [
+        {
+            "dataset": record["dataset"],
+            "method": record["method"],
+            "variant": variants.get(_source(record), ""),
+            "ratio_requested": float(record["ratio"]),
+            "run": record["run"],
+        }
+        | sample
+        for record in found
+        if record.get("kind") == "timed" and record["status"] == "done"
+        for sample in record.get("speed", [])
+    ]
+    return pd.DataFrame(rows)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -75,7 +100,7 @@ def tidy(found: list[dict[str, Any]]) -> pd.DataFrame:
     """Turn records into the table that `load_results` describes."""
     rows = [identity | _numbers(record) for record, identity in _quality(found)]
     results = pd.DataFrame(rows).reindex(columns=list(DTYPES)).astype(DTYPES)
-    return _with_delta(_with_latency(results, _speed(found)))
+    return _with_delta(_with_latency(results, speed(found)))
 
 
 def _hidden(path: Path) -> bool:
@@ -181,37 +206,18 @@ def _flat(parameters: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _speed(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """Return the samples of timed runs, each with the variant of the quality run it measured."""
-    variants = {record["run"]: identity["variant"] for record, identity in _quality(found)}
-    rows = [
-        {
-            "dataset": record["dataset"],
-            "method": record["method"],
-            "variant": variants.get(_source(record), ""),
-            "ratio_requested": float(record["ratio"]),
-            "run": record["run"],
-        }
-        | sample
-        for record in found
-        if record.get("kind") == "timed" and record["status"] == "done"
-        for sample in record.get("speed", [])
-    ]
-    return pd.DataFrame(rows)
-
-
 def _source(record: dict[str, Any]) -> str:
     """Return the quality run that a timed run measured: its sibling, named by the parameter `source`."""
     folder = record["run"].rpartition("/")[0]
     return f"{folder}/{Path(record.get('parameters', {}).get('source', '')).name}"
 
 
-def _with_latency(results: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
+def _with_latency(results: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """Give every finished run of a configuration the times of its timed sibling."""
-    if speed.empty:
+    if samples.empty:
         return results
     cell = ["dataset", "method", "variant", "ratio_requested"]
-    model = speed[speed["part"] == "model"].sort_values("batch")
+    model = samples[samples["part"] == "model"].sort_values("batch")
     small = model.drop_duplicates(cell, keep="first").set_index(cell)
     large = model.drop_duplicates(cell, keep="last").set_index(cell)
     times = small[["p50_ms", "p95_ms", "p99_ms", "batch"]].add_prefix("latency_")

@@ -32,7 +32,7 @@ def locked(path: Path, *, shared: bool = False, give_up: Callable[[], bool] | No
         Busy: the lock is held and there is no waiting (any longer).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         while True:
             try:
@@ -85,9 +85,7 @@ def kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=10)
 
 
-def watch(
-    worker: subprocess.Popen, *, seconds: float, memory_bytes: float, stopped: Callable[[], bool]
-) -> str | None:
+def watch(worker: subprocess.Popen, *, seconds: float, memory_bytes: float, stopped: Callable[[], bool]) -> str | None:
     """Wait for a worker and end its whole family when it must not go on.
 
     Returns:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from pocketrec import paths
+from pocketrec.errors import UserError
 from pocketrec.files import write_json
 
 SCHEMA = 1
@@ -29,6 +30,19 @@ def read(folder: Path) -> dict[str, Any] | None:
         return json.loads((folder / "record.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+
+
+def require(folder: Path | str) -> dict[str, Any]:
+    """Return the record of a run that a notebook builds on.
+
+    Raises:
+        UserError: when the folder holds none, or its run is not done.
+    """
+    found = read(Path(folder))
+    if found is None or found.get("status") != "done":
+        state = "no record" if found is None else f"a run that is {found.get('status')}"
+        raise UserError(f"{folder}: {state}; run the suite first, or set `source` to the folder of a done run")
+    return found
 
 
 def now() -> str:
@@ -63,13 +77,7 @@ def publish(run_dir: str | Path, **sections: Any) -> None:
 def _numbers(content: Any, place: str = "") -> list[tuple[str, float]]:
     if isinstance(content, float):
         return [(place, content)]
-    pairs = (
-        content.items()
-        if isinstance(content, dict)
-        else enumerate(content)
-        if isinstance(content, list)
-        else ()
-    )
+    pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     return [found for key, value in pairs for found in _numbers(value, f"{place}.{key}".lstrip("."))]
 
 

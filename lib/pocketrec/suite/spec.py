@@ -178,7 +178,7 @@ def _parameter(where: Path, name: str, value: Any, defaults: Mapping[str, Any]) 
         from pocketrec import data
 
         _known("dataset", [_text(where, name, value)], data.available(), where)
-    value = _typed(where, name, value, defaults[name])
+    value = typed(where, name, value, defaults[name])
     if name == "ratio" and not 1 <= value < float("inf"):
         raise UserError(f"{where}: `ratio` must be at least 1, got {value:g}")
     if name == "seed" and value < 0:
@@ -192,7 +192,8 @@ def _text(where: Path, name: str, value: Any) -> str:
     return value
 
 
-def _typed(where: Path, name: str, value: Any, default: Any) -> Any:
+def typed(where: object, name: str, value: Any, default: Any) -> Any:
+    """Return a value with the type of its default; a `UserError` where it has another one."""
     if default is None:
         return value
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -246,9 +247,7 @@ def _cells(where: Path, content: Mapping[str, Any], defaults: Mapping[str, Any])
         if names.count(name) > 1:
             raise UserError(f"{where}: axis `{name}` stands in `grid` twice")
     cells = [{k: v for point in points for k, v in point.items()} for points in product(*axes)]
-    kept = [
-        cell for cell in cells if not any(_matches(cell, rule) for rule in _exclude(where, content, cells))
-    ]
+    kept = [cell for cell in cells if not any(_matches(cell, rule) for rule in _exclude(where, content, cells))]
     if not kept:
         raise UserError(f"{where}: `exclude` leaves no run of the grid")
     return kept
@@ -295,7 +294,7 @@ def _knobs(where: Path, content: Mapping[str, Any], method: str) -> dict[str, An
         layers.insert(0, (file, _mapping(file, "knobs", own)))
     for source, given in layers:
         _known(f"knob of {method}", given, METHODS[method].knobs, source)
-        knobs |= {name: _typed(source, name, value, knobs[name]) for name, value in given.items()}
+        knobs |= {name: typed(source, name, value, knobs[name]) for name, value in given.items()}
     return knobs
 
 
@@ -305,6 +304,9 @@ def _options(where: Path, content: Mapping[str, Any], dataset: str) -> dict[str,
     options = _mapping(where, "options", content)
     _known("dataset under `options`", options, data.available(), where)
     given = _mapping(where, dataset, options)
-    known = read_yaml(paths.PARAMS / "datasets" / f"{dataset}.yaml").get("options") or {}
-    _known(f"option of {dataset}", given, known, where)
+    try:
+        data.digest(dataset, given)
+    except UserError as error:
+        if str(error).startswith("options of "):
+            raise UserError(f"{where}: {error}") from None
     return given

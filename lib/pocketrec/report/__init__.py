@@ -1,0 +1,31 @@
+"""From records to tables, pictures and pages. Reads what runs left behind; trains nothing, needs no torch.
+
+    from pocketrec import report
+    report.load_results("results/quick")
+
+A module is imported when one of its functions is first named, so that reading results loads no plotting.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "collect": "results",
+    "compare": "comparison",
+    "convert": "pages",
+    "dashboards": "dashboard",
+    "headline": "tables",
+    "index": "site",
+    "load_curves": "results",
+    "load_results": "results",
+    "load_speed": "results",
+    "summary": "statistics",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pocketrec.report' has no attribute {name!r}")
+    return getattr(import_module(f"pocketrec.report.{_HOME[name]}"), name)

@@ -1,0 +1,395 @@
+"""The pictures. Each takes a tidy frame of `report.results` and returns a figure.
+
+A method has the same colour and marker everywhere. The text of a figure's title is its finding.
+"""
+
+import textwrap
+import zlib
+from collections.abc import Callable, Iterator
+from functools import wraps
+from itertools import cycle, pairwise
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from pocketrec.report.columns import METRICS, times
+from pocketrec.report.statistics import finding, half_width, label, size_finding, summary, verdict
+
+INK, MUTED, GRID, ALARM, PAPER = "#1f2933", "#667380", "#dde2e8", "#c2342b", "#ffffff"
+ON_DARK, ON_LIGHT = "#f7f9fb", "#101418"  # text inside coloured cells
+FULL = ("#7b8794", "o")
+# Okabe and Ito's colours, told apart by the colour-blind, the darker ones first. A method keeps its place.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f6bb8", "#8c613c")
+_MARKERS = ("s", "D", "^", "v", "P", "X", "<", ">")
+_DASHES = ("-", (0, (4, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)))  # one a variant
+_KNOWN = ("robe", "hashing", "low_dim", "qr", "tt_rec", "mlet", "cce", "cafe")
+
+_STYLE = sns.axes_style("ticks") | {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.labelsize": 10,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "hatch.linewidth": 0.8,
+    "axes.facecolor": "none",
+    "figure.facecolor": PAPER,
+    "figure.dpi": 110,
+    "figure.constrained_layout.w_pad": 0.12,
+    "figure.constrained_layout.h_pad": 0.12,
+}
+
+
+def look(method: str) -> tuple[str, str]:
+    """Return the method's colour and marker. One without a place of its own gets it from its name."""
+    if method == "full":
+        return FULL
+    if method in _KNOWN:
+        place = _KNOWN.index(method)
+        return _COLOURS[place], _MARKERS[place]
+    code = zlib.crc32(method.encode())
+    return _COLOURS[code % 8], _MARKERS[code // 8 % 8]
+
+
+def colour(method: str) -> str:
+    """Return the method's colour, the same in every figure."""
+    return look(method)[0]
+
+
+def house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the house style, and leave no figure open for a notebook to show twice."""
+
+    @wraps(draw)
+    def styled(*args, **kwargs) -> Figure:
+        with mpl.rc_context(_STYLE):
+            figure = draw(*args, **kwargs)
+            plt.close(figure)
+        return figure
+
+    return styled
+
+
+def _sentence(text: str) -> Figure:
+    """Return a figure that only says why there is nothing to draw."""
+    figure, ax = plt.subplots(figsize=(5.6, 1.0), layout="constrained")
+    ax.set_axis_off()
+    ax.text(0, 0.5, textwrap.fill(text, 72), color=MUTED, va="center", transform=ax.transAxes)
+    return figure
+
+
+def _panels(count: int, width: float, height: float, columns: int = 2, **kwargs) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
+    for ax in axes.flat[count:]:
+        ax.set_axis_off()
+    return figure, list(axes.flat[:count])
+
+
+def _title(ax: Axes, text: str, width: int) -> None:
+    ax.set_title(textwrap.fill(text, width))
+
+
+@house_style
+def auc_vs_ratio(results: pd.DataFrame) -> Figure:
+    """Test AUC against the achieved ratio, a panel a dataset; bands are 95 % intervals over seeds."""
+    return _tradeoff(results, "ratio_achieved", finding)
+
+
+@house_style
+def auc_vs_bytes(results: pd.DataFrame) -> Figure:
+    """Test AUC against the real bytes of the inference form, a panel a dataset."""
+    return _tradeoff(results, "inference_bytes", size_finding)
+
+
+def _tradeoff(results: pd.DataFrame, x: str, finding: Callable[[pd.DataFrame], str]) -> Figure:
+    cells = summary(results).dropna(subset=["auc", x])
+    if cells.empty:
+        return _sentence(f"No AUC to show: {verdict(results)}.")
+    cells = cells.assign(x=cells[x] * METRICS[x].scale, label=cells.apply(label, axis=1))
+    datasets = list(cells["dataset"].unique())
+    figure, axes = _panels(len(datasets), 5.6, 3.9)
+    for ax, dataset in zip(axes, datasets, strict=True):
+        ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="Test AUC (mean, 95 % band)")
+        _tradeoff_panel(ax, cells[cells["dataset"] == dataset], x)
+        _title(ax, f"{dataset}: {finding(results[results['dataset'] == dataset])}", 52)
+    return figure
+
+
+def _tradeoff_panel(ax: Axes, cells: pd.DataFrame, x: str) -> None:
+    """Draw a line a method, the full table and the ceiling as lines across, each labelled at its end."""
+    by_ratio = x == "ratio_achieved"
+    small, full = cells[cells["method"] != "full"], cells[cells["method"] == "full"]
+    across = _lines_across(ax, cells)
+    ends = [_series(ax, rows, dash) for rows, dash in _lines(small)]
+    if by_ratio:
+        _log_axis(ax, (small if len(small) else cells)["x"], times)
+        _label_right(ax, across + [end[1:] for end in ends])
+    else:
+        ax.plot(full["x"], full["auc"], FULL[1], color=FULL[0], markersize=7)
+        longest = max((len(name) for _, _, name, _ in ends), default=0)
+        _log_axis(ax, cells["x"], "{:,.3g}".format, left=0.04 + 0.02 * longest)
+        _label_right(ax, across)
+        _label_left(ax, ends)
+
+
+def _lines(frame: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str | tuple]]:
+    """Yield the rows of each method and variant, and the variant's dash: solid for a method's first."""
+    for _, method in frame.groupby("method"):
+        for (_, rows), dash in zip(method.groupby("variant"), cycle(_DASHES), strict=False):
+            yield rows, dash
+
+
+def _series(ax: Axes, rows: pd.DataFrame, dash: str | tuple) -> tuple[float, float, str, str]:
+    """Draw one line with its band; return x, height, text and colour for the label of its compressed end."""
+    rows = rows.sort_values("ratio_requested")
+    colour, marker = look(rows["method"].iloc[0])
+    _band(ax, rows["x"], rows["auc"], rows["auc_ci"], colour, dash, marker)
+    last = rows.iloc[-1]
+    return last["x"], last["auc"], last["label"], colour
+
+
+def _band(
+    ax: Axes, x: pd.Series, mean: pd.Series, half: pd.Series, colour: str, dash: str | tuple, marker: str = ""
+) -> None:
+    """Draw means as a line and their intervals around it, none where a single seed gives none."""
+    ax.plot(x, mean, marker=marker, color=colour, linestyle=dash, markersize=7, linewidth=1.8, markeredgewidth=0)
+    half = half.fillna(0)
+    ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.16, linewidth=0)
+
+
+def _lines_across(ax: Axes, cells: pd.DataFrame) -> list[tuple[float, str, str]]:
+    """Draw the full table with its band and the best reachable AUC; return (height, text, colour) of each."""
+    found = []
+    for row in cells[cells["method"] == "full"].to_dict("records"):
+        ax.axhline(row["auc"], color=FULL[0], linewidth=1.8)
+        half = 0 if pd.isna(row["auc_ci"]) else row["auc_ci"]
+        ax.axhspan(row["auc"] - half, row["auc"] + half, color=FULL[0], alpha=0.16, linewidth=0)
+        found.append((row["auc"], row["label"], FULL[0]))
+    if cells["bayes_auc"].notna().any():
+        ceiling = cells["bayes_auc"].mean()
+        ax.axhline(ceiling, color=INK, linewidth=1.2, linestyle=(0, (5, 4)))
+        found.append((ceiling, "ceiling", INK))
+    return found
+
+
+def _log_axis(ax: Axes, values: pd.Series, text: Callable[[float], str], left: float = 0) -> None:
+    """Tick a logarithmic axis in plain numbers, leaving the share `left` of it free for labels."""
+    room = 1.25 if values.nunique() > 1 else 2
+    low, high = values.min() / room, values.max() * room
+    low /= (high / low) ** (left / (1 - left))
+    ax.set_xlim(low, high)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 60 else (1,)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _spread(ax: Axes, heights: list[float], gap: float = 0.055) -> list[float]:
+    """Move labels apart until neighbours are `gap` of the axis apart; return heights in order of input."""
+    low, high = ax.get_ylim()
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    placed = [(height - low) / (high - low) for height in heights]
+    for _ in range(50):
+        for below, above in pairwise(order):
+            overlap = gap - (placed[above] - placed[below])
+            if overlap > 1e-9:
+                placed[below] -= overlap / 2
+                placed[above] += overlap / 2
+    return [low + height * (high - low) for height in placed]
+
+
+def _label_right(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Write (height, text, colour) beside the right edge, none over another."""
+    for height, (_, text, colour) in zip(_spread(ax, [end[0] for end in ends]), ends, strict=True):
+        ax.annotate(
+            text, (1, height), (6, 0), ("axes fraction", "data"), textcoords="offset points", color=colour, va="center"
+        )
+
+
+def _label_left(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Write (x, height, text, colour) to the left of x, none over another."""
+    for height, (x, _, text, colour) in zip(_spread(ax, [end[1] for end in ends]), ends, strict=True):
+        ax.annotate(text, (x, height), (-9, 0), textcoords="offset points", color=colour, va="center", ha="right")
+
+
+@house_style
+def learning_curves(curves: pd.DataFrame) -> Figure:
+    """Validation AUC against training samples for each dataset (row) and ratio (panel), mean over seeds.
+
+    `curves` is what `load_curves` returns. The full table stands in every panel of its dataset.
+    """
+    if curves.empty or "validation_auc" not in curves:
+        return _sentence("No learning curve to show: no run recorded a validation score.")
+    curves = curves.dropna(subset="validation_auc").assign(label=curves.apply(label, axis=1))
+    panels = _curve_panels(curves)
+    figure, axes = _panels(len(panels), 4.1, 3.3, columns=3, sharey=curves["dataset"].nunique() == 1)
+    for ax, (title, rows) in zip(axes, panels, strict=True):
+        _curve_panel(ax, rows)
+        _title(ax, title, 36)
+    _legend(figure, curves)
+    return figure
+
+
+def _curve_panels(curves: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    full = curves[curves["method"] == "full"]
+    small = curves[curves["method"] != "full"]
+    if small.empty:
+        return [(dataset, rows) for dataset, rows in full.groupby("dataset")]
+    return [
+        (f"{dataset} at {times(ratio)}: {_peak(rows)}", pd.concat([full[full["dataset"] == dataset], rows]))
+        for (dataset, ratio), rows in small.groupby(["dataset", "ratio_requested"])
+    ]
+
+
+def _peak(rows: pd.DataFrame) -> str:
+    """Name the method whose mean validation AUC gets highest in a panel."""
+    means = rows.groupby(["label", "samples"])["validation_auc"].mean()
+    (name, _), best = means.idxmax(), means.max()
+    return f"{name} climbs to {best:.4f}"
+
+
+def _curve_panel(ax: Axes, rows: pd.DataFrame) -> None:
+    for line, dash in _lines(rows):
+        points = line.groupby("samples")["validation_auc"].agg(["mean", "std", "count"])
+        half = half_width(points["std"], points["count"])
+        _band(ax, points.index, points["mean"], half, colour(line["method"].iloc[0]), dash)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    ax.set(xlabel="Training samples", ylabel="Validation AUC")
+
+
+def _legend(figure: Figure, frame: pd.DataFrame) -> None:
+    """Write the methods once, above all panels, the full table first."""
+    handles = [
+        Line2D([], [], color=colour(rows["method"].iloc[0]), linestyle=dash, linewidth=2.2, label=rows["label"].iloc[0])
+        for rows, dash in _lines(frame.drop_duplicates("label"))
+    ]
+    handles.sort(key=lambda handle: handle.get_color() != FULL[0])
+    figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False)
+
+
+@house_style
+def status_map(results: pd.DataFrame) -> Figure:
+    """Method × requested ratio, a panel a dataset: how every cell ended.
+
+    A finished cell is coloured by its AUC and tells its seeds; an infeasible one is hatched; a failed one
+    carries a cross and its status; a blank one was not run.
+    """
+    cells = summary(results).dropna(subset="ratio_requested")
+    if cells.empty:
+        return _sentence(f"No cell to show: {verdict(results)}.")
+    cells = cells.assign(label=cells.apply(label, axis=1))
+    datasets = list(cells["dataset"].unique())
+    tall, wide = cells["label"].nunique(), cells["ratio_requested"].nunique()
+    width = max(3.4, 1.1 * wide + 1.2)
+    figure, axes = _panels(len(datasets), width, 0.58 * tall + 1.2)
+    for ax, dataset in zip(axes, datasets, strict=True):
+        _status_panel(ax, cells[cells["dataset"] == dataset])
+        _title(ax, f"{dataset}: {verdict(results[results['dataset'] == dataset])}", int(9.3 * width))
+    return figure
+
+
+def _status_panel(ax: Axes, cells: pd.DataFrame) -> None:
+    ratios = sorted(cells["ratio_requested"].unique())
+    names = sorted(cells["label"].unique(), key=lambda name: (name.split(",")[0] != "full", name))
+    shade = mpl.cm.ScalarMappable(mpl.colors.Normalize(cells["auc"].min(), cells["auc"].max()), "crest")
+    for row in cells.to_dict("records"):
+        _status_cell(ax, ratios.index(row["ratio_requested"]), names.index(row["label"]), row, shade)
+    ax.set(xlim=(-0.5, len(ratios) - 0.5), ylim=(len(names) - 0.5, -0.5), xlabel="Compression requested (×)")
+    ax.set_xticks(range(len(ratios)), [times(ratio) for ratio in ratios])
+    ax.set_yticks(range(len(names)), names)
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
+def _status_cell(ax: Axes, x: int, y: int, row: dict, shade: mpl.cm.ScalarMappable) -> None:
+    corner, width, height = (x - 0.47, y - 0.44), 0.94, 0.88
+    if row["status"] == "done":
+        face = shade.to_rgba(row["auc"])
+        edge = ALARM if row["n_failed"] else face
+        ax.add_patch(Rectangle(corner, width, height, facecolor=face, edgecolor=edge, linewidth=1.8))
+        text, ink = f"{row['auc']:.4f}\n{_seeds(row)}", _readable(face)
+    elif row["status"] == "infeasible":
+        ax.add_patch(Rectangle(corner, width, height, facecolor="none", edgecolor=MUTED, hatch="////"))
+        text, ink = "infeasible", INK
+    else:
+        ax.add_patch(Rectangle(corner, width, height, facecolor="none", edgecolor=ALARM, linewidth=1.8))
+        text, ink = f"✕ {row['status']}\n{_short(row['reason'])}", ALARM
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 2} if row["status"] == "infeasible" else None
+    ax.text(x, y, text, ha="center", va="center", fontsize=8.5, color=ink, linespacing=1.4, bbox=box)
+
+
+def _short(reason: str, length: int = 21) -> str:
+    return reason if len(reason) <= length else f"{reason[: length - 1]}…"
+
+
+def _readable(face: tuple[float, ...]) -> str:
+    red, green, blue, _ = face
+    return ON_LIGHT if 0.30 * red + 0.59 * green + 0.11 * blue > 0.5 else ON_DARK
+
+
+def _seeds(row: dict) -> str:
+    """`3 seeds`, or `2 seeds, ✕ 1` where one failed."""
+    seeds = f"{row['n']} seed{'s' * (row['n'] != 1)}"
+    lost = row["n_failed"] + row["n_infeasible"]
+    return f"{seeds}, ✕ {lost}" if lost else seeds
+
+
+@house_style
+def latency(speed: pd.DataFrame, part: str = "model") -> Figure:
+    """Latency of each configuration at each batch size: a dot at p50, a whisker to p99.
+
+    `speed` is what `load_speed` returns; `part` is `model` (the whole forward) or `lookup`.
+    """
+    rows = speed[speed["part"] == part] if len(speed) else speed
+    if rows.empty:
+        return _sentence("No latency to show: no timed run has finished.")
+    rows = rows.assign(label=rows.apply(label, axis=1) + " " + rows["ratio_requested"].map(times))
+    groups = list(rows.groupby(["dataset", "batch"]))
+    tall = rows.groupby("dataset")["label"].nunique().max()
+    columns = min(3, rows["batch"].nunique())
+    figure, axes = _panels(len(groups), 4.1, 0.26 * tall + 1.3, columns)
+    for ax, ((dataset, batch), group) in zip(axes, groups, strict=True):
+        _latency_panel(ax, group.sort_values(["ratio_requested", "method", "variant"], ascending=False))
+        _title(ax, f"{dataset}, batch {batch:,}: {_fastest(group)}", 32)
+    return figure
+
+
+def _latency_panel(ax: Axes, rows: pd.DataFrame) -> None:
+    for place, row in enumerate(rows.to_dict("records")):
+        colour, marker = look(row["method"])
+        ax.plot([row["p50_ms"], row["p99_ms"]], [place, place], color=colour, linewidth=2, alpha=0.45)
+        ax.plot(row["p50_ms"], place, marker, color=colour, markersize=7, markeredgewidth=0)
+    ax.set_yticks(range(len(rows)), rows["label"])
+    ax.set(xlim=(0, 1.06 * rows["p99_ms"].max()), ylim=(-0.6, len(rows) - 0.4), xlabel="Latency, p50 to p99 (ms)")
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+
+
+def _fastest(rows: pd.DataFrame) -> str:
+    row = rows.loc[rows["p50_ms"].idxmin()]
+    return f"{row['label']} answers first, {row['p50_ms']:.3g}\N{NO-BREAK SPACE}ms"

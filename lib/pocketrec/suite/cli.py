@@ -1,0 +1,246 @@
+"""The command `pocketrec`; what is heavy is imported by the command that needs it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pocketrec.errors import UserError
+
+EXECUTORS = ("local",)
+
+
+class _Commands(TyperGroup):
+    """Commands in the order they are used; a user's error is one sentence and exit code 2."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names as they stand in this file."""
+        return list(self.commands)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="markdown",
+    help="Benchmarks of compressed embedding tables for recommendation models.\n\n"
+    "`pocketrec all quick` runs the suite `params/suites/quick.yaml` and builds its page.",
+)
+
+SUITES, RESULTS, TOOLS = "Suites", "Results", "Data and tools"
+
+SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A name in params/suites, or a YAML file.")]
+Method = Annotated[str | None, typer.Option(help="Only these methods, separated by commas.")]
+Dataset = Annotated[str | None, typer.Option(help="Only these datasets.")]
+Ratio = Annotated[str | None, typer.Option(help="Only these compression ratios.")]
+Seed = Annotated[str | None, typer.Option(help="Only these seeds.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Runs at a time; the suite's, or what fills the cores.")]
+Executor = Annotated[str, typer.Option(help="Where runs are executed.")]
+
+
+@app.command("all", rich_help_panel=SUITES)
+def everything(
+    suite: SuiteName,
+    method: Method = None,
+    dataset: Dataset = None,
+    ratio: Ratio = None,
+    seed: Seed = None,
+    jobs: Jobs = None,
+    executor: Executor = "local",
+) -> None:
+    """Run a suite and build its page; exit code 1 if a run failed."""
+    code = _execute(suite, _filters(method, dataset, ratio, seed), jobs, executor, retry=False)
+    if code not in (0, 1):
+        raise typer.Exit(code)
+    collect(suite)
+    dashboards(suite)
+    index(suite)
+    raise typer.Exit(code)
+
+
+@app.command(rich_help_panel=SUITES)
+def plan(
+    suite: SuiteName,
+    method: Method = None,
+    dataset: Dataset = None,
+    ratio: Ratio = None,
+    seed: Seed = None,
+    jobs: Jobs = None,
+) -> None:
+    """List a suite's runs with state and estimated time."""
+    from pocketrec.suite import display, runner
+
+    loaded, runs = _plan(suite, _filters(method, dataset, ratio, seed))
+    display.show_plan(_console(), loaded.title, runs, jobs or runner.default_jobs(loaded, runs))
+
+
+@app.command(rich_help_panel=SUITES)
+def run(
+    suite: SuiteName,
+    method: Method = None,
+    dataset: Dataset = None,
+    ratio: Ratio = None,
+    seed: Seed = None,
+    jobs: Jobs = None,
+    executor: Executor = "local",
+) -> None:
+    """Execute what is not settled yet: new, stale and failed runs."""
+    raise typer.Exit(_execute(suite, _filters(method, dataset, ratio, seed), jobs, executor, retry=False))
+
+
+@app.command(rich_help_panel=SUITES)
+def retry(
+    suite: SuiteName,
+    method: Method = None,
+    dataset: Dataset = None,
+    ratio: Ratio = None,
+    seed: Seed = None,
+    jobs: Jobs = None,
+    executor: Executor = "local",
+) -> None:
+    """Execute only what has failed, and the timed runs that waited for it."""
+    raise typer.Exit(_execute(suite, _filters(method, dataset, ratio, seed), jobs, executor, retry=True))
+
+
+@app.command(rich_help_panel=SUITES)
+def status(
+    suite: SuiteName,
+    method: Method = None,
+    dataset: Dataset = None,
+    ratio: Ratio = None,
+    seed: Seed = None,
+) -> None:
+    """Count a suite's runs by state, with the reasons of those that failed."""
+    from pocketrec.suite import display
+
+    loaded, runs = _plan(suite, _filters(method, dataset, ratio, seed))
+    display.show_status(_console(), loaded.title, runs)
+
+
+@app.command(rich_help_panel=RESULTS)
+def collect(suite: SuiteName) -> None:
+    """Write results.parquet from the records."""
+    from pocketrec import report
+
+    _console().print(f"results: {report.collect(_results(suite))}", soft_wrap=True)
+
+
+@app.command(rich_help_panel=RESULTS)
+def dashboards(suite: SuiteName) -> None:
+    """Build the dashboards from the records."""
+    from pocketrec import report
+
+    report.dashboards(_results(suite))
+
+
+@app.command(rich_help_panel=RESULTS)
+def index(suite: SuiteName) -> None:
+    """Build the suite's page and say where it is."""
+    from pocketrec import report
+
+    page = report.index(_results(suite))
+    _console().print(f"open {page}\n  or {Path(page).resolve().as_uri()}", soft_wrap=True)
+
+
+@app.command(rich_help_panel=RESULTS)
+def compare(a: SuiteName, b: SuiteName) -> None:
+    """Compare the results of two suites, or of two folders of results."""
+    from pocketrec import report
+
+    typer.echo(report.compare(_results(a), _results(b)).to_string(index=False))
+
+
+@app.command(rich_help_panel=TOOLS)
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="A name in params/datasets.")],
+    raw: Annotated[Path | None, typer.Option(help="Your own copy of the raw file.")] = None,
+) -> None:
+    """Fetch and prepare a dataset with its default options."""
+    from pocketrec import data
+
+    typer.echo(data.prepare(dataset, raw=raw))
+
+
+@app.command(rich_help_panel=TOOLS)
+def bench(
+    dataset: Annotated[str, typer.Option(help="Whose tables' sizes are taken.")] = "planted",
+    dim: Annotated[int, typer.Option(min=1)] = 16,
+    ratio: Annotated[float, typer.Option(min=1)] = 100,
+    repeats: Annotated[int, typer.Option(min=1)] = 50,
+) -> None:
+    """Time lookup and training step of every method beside plain embedding bags."""
+    from pocketrec import data, measure
+
+    cardinalities = data.load(dataset).cardinalities
+    typer.echo(measure.bench(cardinalities, dim=dim, ratio=ratio, repeats=repeats).to_string(index=False))
+
+
+@app.command(rich_help_panel=TOOLS)
+def doctor() -> None:
+    """Show what this machine offers, and what is missing."""
+    from pocketrec.suite.doctor import findings
+
+    console = _console()
+    for name, value, advice in findings():
+        console.print(f"{name:>10}  {value}" + (f"  [yellow]{advice}[/]" if advice else ""), soft_wrap=True)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _filters(method: str | None, dataset: str | None, ratio: str | None, seed: str | None) -> dict[str, str | None]:
+    return {"method": method, "dataset": dataset, "ratio": ratio, "seed": seed}
+
+
+def _plan(name: str, filters: dict[str, str | None]) -> tuple[Any, list[Any]]:
+    from pocketrec.suite import plan, spec
+
+    suite = spec.load(name)
+    return suite, plan.plan(suite, **filters)
+
+
+def _execute(name: str, filters: dict[str, str | None], jobs: int | None, executor: str, *, retry: bool) -> int:
+    if executor not in EXECUTORS:
+        raise UserError(f"--executor {executor} is not available; available: {', '.join(EXECUTORS)}")
+    from pocketrec.suite import display, record, runner
+
+    suite, runs = _plan(name, filters)
+    pending = [run for run in runs if run.pending]
+    if retry:
+        failed = {run.name for run in pending if run.state in record.FAILURES}
+        pending = [run for run in pending if failed & {run.name, run.source}]
+    console = _console()
+    with display.Display(console, pending) as shown:
+        jobs = jobs or runner.default_jobs(suite, runs)
+        code = runner.execute(suite, pending, jobs=jobs, listener=shown)
+    shown.links()
+    states = display.counts([run.state for run in _plan(name, filters)[1]])
+    console.print(f"[bold]{suite.name}[/]: {states}" + ("" if pending else "; nothing to do"))
+    return code
+
+
+def _results(name: str) -> Path:
+    """Folder of results of a suite given by name or file, or a folder as it is."""
+    from pocketrec import paths
+    from pocketrec.suite import spec
+
+    if Path(name).is_dir() and "/" in name:
+        return Path(name)
+    return paths.RESULTS / spec.find(name).stem
+
+
+if __name__ == "__main__":
+    sys.exit(app())

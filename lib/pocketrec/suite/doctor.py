@@ -1,0 +1,27 @@
+"""What the machine offers to PocketRec, in one line each."""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+
+from pocketrec import paths
+
+
+def findings() -> Iterator[tuple[str, str, str]]:
+    """Yield name, value and, where something is missing, a word of advice."""
+    import torch
+
+    yield "python", platform.python_version(), ""
+    yield "torch", torch.__version__, ""
+    yield "cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads", ""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    yield "compiler", compiler or "none", "" if compiler else "fast lookups need g++; all works without, slower"
+    if torch.cuda.is_available():
+        yield "GPU", torch.cuda.get_device_name(), ""
+    else:
+        yield "GPU", "none", ""
+    yield "parameters", str(paths.PARAMS), "" if paths.PARAMS.is_dir() else "not there: set POCKETREC_ROOT"
+    yield "data", str(paths.DATA), "" if paths.DATA.is_dir() else "made by the first `pocketrec prepare`"
+    free = shutil.disk_usage(paths.ROOT).free / 1e9
+    yield "disk free", f"{free:.0f} GB", "" if free > 10 else "less than 10 GB"

@@ -1,0 +1,286 @@
+"""The runs of a suite, each with the key that says whether its result still holds."""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pocketrec
+from pocketrec import paths
+from pocketrec.errors import UserError, unknown
+from pocketrec.suite import record
+from pocketrec.suite.process import is_locked
+from pocketrec.suite.spec import AXES, Suite, Template, typed
+
+PACKAGE = Path(pocketrec.__file__).parent
+SHARED_CODE = ("embeddings/*.py", "models/*.py", "data/prepared.py", "training.py", "optim.py", "metrics.py")
+TIMED_CODE = ("measure.py",)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook to execute.
+
+    Attributes:
+        name: path under the suite's `runs`, like `robe/planted/r100-s0`.
+        kind: "quality", or "timed" for the latency of a quality run's saved form.
+        parameters: all parameters of the notebook, resolved, without `run_dir`.
+        identity: method, dataset, ratio and (quality runs) seed, as they stand in the record.
+        key: same key, same result.
+        data: name and digest of the dataset.
+        options: the dataset's options.
+        problem: why the run cannot start, or "".
+        source: name of the quality run whose saved form a timed run measures, or "".
+        state: status of its record, or todo, stale (settled under another key), running.
+        reason: of a record that failed.
+        seconds: how long it will probably take.
+    """
+
+    suite: str
+    name: str
+    kind: str
+    template: Template
+    parameters: dict[str, Any]
+    identity: dict[str, Any]
+    key: str
+    data: dict[str, str]
+    options: dict[str, Any]
+    problem: str
+    source: str
+    state: str
+    reason: str
+    seconds: float
+
+    @property
+    def folder(self) -> Path:
+        """Where its results lie."""
+        return paths.RESULTS / self.suite / "runs" / self.name
+
+    @property
+    def lock(self) -> Path:
+        """The file that its executor locks."""
+        return lock_file(self.suite, self.name)
+
+    @property
+    def pending(self) -> bool:
+        """Whether `run` has something to do here."""
+        return self.state not in record.SETTLED
+
+
+def lock_file(suite: str, name: str) -> Path:
+    """Return the file that the executor of a run locks."""
+    return paths.RESULTS / suite / ".locks" / f"{name.replace('/', '--')}.lock"
+
+
+def plan(suite: Suite, **filters: str | None) -> list[Run]:
+    """List the runs of a suite, quality runs first.
+
+    Args:
+        suite: the suite.
+        filters: `method`, `dataset`, `ratio`, `seed`: values separated by commas, or None for all.
+
+    Raises:
+        UserError: for a filter that names what the suite does not have, or names that collide.
+    """
+    facts = _facts(suite)
+    quality = [_quality(suite, cell, facts) for cell in suite.cells]
+    timed = list(_timed(suite, quality)) if suite.timed else []
+    _check_names(suite, [*quality, *timed])
+    chosen = _filter(suite, [*quality, *timed], quality, filters)
+    durations = _durations(suite)
+    return [_with_state(suite, run, durations) for run in chosen]
+
+
+def total_seconds(runs: Iterable[Run], jobs: int) -> float:
+    """How long what is pending will probably take: quality runs side by side, timed runs one by one."""
+    pending = {kind: sum(r.seconds for r in runs if r.pending and r.kind == kind) for kind in ("quality", "timed")}
+    return pending["quality"] / jobs + pending["timed"]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the keys rest on besides parameters: recipe, digest and problem of each dataset, code of each method."""
+
+    recipes: dict[str, dict[str, Any]]
+    digests: dict[str, str]
+    problems: dict[str, str]
+    code: dict[str, dict[str, str]]
+
+
+def _facts(suite: Suite) -> _Facts:
+    from pocketrec import data
+
+    facts = _Facts(recipes={}, digests={}, problems={}, code={})
+    defaults = suite.notebook.parameters
+    for name, options in suite.options.items():
+        recipe = {key: value for key, value in data.recipe(name).items() if key in defaults}
+        where = f"recipe of {name}"
+        facts.recipes[name] = {key: typed(where, key, value, defaults[key]) for key, value in recipe.items()}
+        try:
+            facts.digests[name] = data.digest(name, options)
+        except UserError as error:
+            facts.problems[name] = str(error)
+    shared = _code(SHARED_CODE, skip=_method_files())
+    facts.code.update({method: shared | _files(_method_files(method)) for method in suite.knobs})
+    return facts
+
+
+def _quality(suite: Suite, cell: Mapping[str, Any], facts: _Facts) -> dict[str, Any]:
+    defaults = suite.notebook.parameters
+    method, dataset = ({**defaults, **suite.fixed, **cell}[axis] for axis in ("method", "dataset"))
+    layers = {**defaults, **facts.recipes[dataset], **suite.fixed, **cell}
+    layers |= {"knobs": suite.knobs[method], "dataset_options": suite.options[dataset]}
+    parameters = {name: layers[name] for name in defaults if name != "run_dir"}
+    digest = facts.digests.get(dataset)
+    return {
+        "name": _name(parameters, cell, f"s{parameters.get('seed', 0)}"),
+        "kind": "quality",
+        "template": suite.notebook,
+        "parameters": parameters,
+        "identity": {axis: parameters[axis] for axis in AXES if axis in parameters},
+        "key": _hash(parameters, suite.notebook.code, facts.code[method], digest),
+        "data": {"name": dataset, **({"digest": digest} if digest else {})},
+        "options": suite.options[dataset],
+        "problem": facts.problems.get(dataset, ""),
+        "source": "",
+        "cell": dict(cell),
+    }
+
+
+def _timed(suite: Suite, quality: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One for each configuration: everything but the seed; it measures what the first seed has saved."""
+    defaults = suite.timed.parameters
+    seen = []
+    for run in quality:
+        configuration = {axis: value for axis, value in run["cell"].items() if axis != "seed"}
+        if configuration in seen:
+            continue
+        seen.append(configuration)
+        given = {**defaults, **suite.fixed, **configuration, "source": f"../{Path(run['name']).name}"}
+        parameters = {name: given[name] for name in defaults if name != "run_dir"}
+        yield run | {
+            "name": _name(run["parameters"], configuration, "latency"),
+            "kind": "timed",
+            "template": suite.timed,
+            "parameters": parameters,
+            "identity": {axis: value for axis, value in run["identity"].items() if axis != "seed"},
+            "key": _hash(parameters, suite.timed.code, _code(TIMED_CODE), run["key"]),
+            "source": run["name"],
+        }
+
+
+def _name(parameters: Mapping[str, Any], cell: Mapping[str, Any], last: str) -> str:
+    ratio = f"r{parameters['ratio']:g}-" if "ratio" in parameters else ""
+    others = [f"-{axis}{_plain(value)}" for axis, value in cell.items() if axis not in AXES]
+    parts = [parameters["method"], parameters["dataset"], ratio + last + "".join(others)]
+    return "/".join(_safe(part) for part in parts)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return "x".join(_plain(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _safe(part: str) -> str:
+    """Return a name for one folder that cannot mean another one."""
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", part).lstrip(".") or "_"
+
+
+def _check_names(suite: Suite, runs: list[dict[str, Any]]) -> None:
+    names = [run["name"] for run in runs]
+    root = (suite.folder / "runs").resolve()
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{suite.path}: two runs would share the folder {name}; rename an axis's values")
+        if not (root / name).resolve().is_relative_to(root):
+            raise UserError(f"{suite.path}: the run {name} would lie outside {root}")
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _files(files: Iterable[Path]) -> dict[str, str]:
+    return {_relative(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+
+
+def _relative(file: Path) -> str:
+    return file.relative_to(PACKAGE).as_posix() if file.is_relative_to(PACKAGE) else file.name
+
+
+def _code(patterns: Iterable[str], skip: Iterable[Path] = ()) -> dict[str, str]:
+    return _files({file for pattern in patterns for file in PACKAGE.glob(pattern)} - set(skip))
+
+
+def _method_files(*methods: str) -> set[Path]:
+    """Files of the methods (all when none is given), and of the methods that they extend."""
+    from pocketrec.embeddings import METHODS
+
+    classes = {base for name in methods or METHODS for base in METHODS[name].__mro__}
+    bases = {base for base in classes if base in METHODS.values()}
+    return {Path(sys.modules[base.__module__].__file__) for base in bases}
+
+
+def _filter(
+    suite: Suite, runs: list[dict[str, Any]], quality: list[dict[str, Any]], filters: Mapping[str, str | None]
+) -> list[dict[str, Any]]:
+    """Keep the runs that match; a timed run goes with the quality run that it measures."""
+    kept = {run["name"] for run in quality}
+    for axis, text in filters.items():
+        if text is None:
+            continue
+        values = {_plain(run["identity"].get(axis)) for run in quality}
+        wanted = {_number(word) for word in text.split(",") if word.strip()}
+        for word in wanted - values:
+            raise unknown(axis, word, values, suite.path)
+        kept &= {run["name"] for run in quality if _plain(run["identity"].get(axis)) in wanted}
+    chosen = [run for run in runs if (run["source"] or run["name"]) in kept]
+    if not chosen:
+        raise UserError(f"{suite.path}: no run matches all of the filters given")
+    return chosen
+
+
+def _number(word: str) -> str:
+    try:
+        return f"{float(word):g}"
+    except ValueError:
+        return word.strip()
+
+
+def _durations(suite: Suite) -> dict[tuple[str, ...], float]:
+    """Mean seconds of the runs done so far, by kind, dataset and method, and by kind and dataset."""
+    taken: dict[tuple[str, ...], list[float]] = {}
+    for file in (suite.folder / "runs").glob("*/*/*/record.json"):
+        found = record.read(file.parent)
+        if found and found["status"] == "done":
+            place = (found["kind"], found["dataset"])
+            for key in (place, (*place, found["method"])):
+                taken.setdefault(key, []).append(found["seconds"])
+    return {key: mean(values) for key, values in taken.items()}
+
+
+def _with_state(suite: Suite, run: Mapping[str, Any], durations: Mapping[tuple[str, ...], float]) -> Run:
+    fields = {name: value for name, value in run.items() if name != "cell"}
+    place = (run["kind"], run["identity"]["dataset"])
+    guess = durations.get(place, suite.limits.expected_seconds)
+    state, reason = state_of(suite.name, run["name"], run["key"])
+    seconds = durations.get((*place, run["identity"]["method"]), guess)
+    return Run(suite=suite.name, state=state, reason=reason, seconds=seconds, **fields)
+
+
+def state_of(suite: str, name: str, key: str) -> tuple[str, str]:
+    """Return a run's state and, when its record has one, the reason."""
+    if is_locked(lock_file(suite, name)):
+        return "running", ""
+    found = record.read(paths.RESULTS / suite / "runs" / name)
+    if found is None:
+        return "todo", ""
+    if found["key"] != key and found["status"] in record.SETTLED:
+        return "stale", ""
+    return found["status"], found.get("reason", "")

@@ -1,0 +1,30 @@
+"""Shared by all tests: one data folder for the session, so that nothing outside it is touched."""
+
+import os
+import tempfile
+
+# before pocketrec is imported, since paths are read at import; a folder given from outside is kept
+os.environ.setdefault("POCKETREC_DATA", tempfile.mkdtemp(prefix="pocketrec-test-data-"))
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import pytest
+import torch
+
+from pocketrec import data
+
+TINY = {"rows": 4000, "scale": 0.0001}
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Four thousand planted rows with about three thousand ids."""
+    return data.load("planted", **TINY)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order: the same numbers on every machine with the same processor."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,86 @@
+"""DLRM against an independent computation of its forward, and its published sizes."""
+
+import numpy as np
+import pytest
+import torch
+
+from pocketrec import embeddings, models
+from pocketrec.models import DLRM
+
+CARDINALITIES = [11, 5, 300]
+
+
+def build(num_dense=4, **kwargs):
+    embedding = embeddings.build("full", cardinalities=CARDINALITIES, dim=8, seed=1)
+    return DLRM(embedding, num_dense, bottom_mlp=[6], top_mlp=[7, 5], seed=2, **kwargs)
+
+
+def batch(num_dense=4, rows=9):
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.stack([torch.randint(0, n, (rows,), generator=draw) for n in CARDINALITIES], 1)
+    return torch.randn(rows, num_dense, generator=draw), ids
+
+
+def layers(sequential):
+    return [(m.weight.detach().numpy(), m.bias.detach().numpy()) for m in sequential if hasattr(m, "weight")]
+
+
+def by_hand(model, dense, ids):
+    """One row at a time, in numpy, from the paper's description."""
+    logits = []
+    for numbers, row in zip(dense.numpy(), ids.numpy(), strict=True):
+        vectors = [model.embedding.materialize(f)[i].detach().numpy() for f, i in enumerate(row)]
+        x = numbers
+        if model.bottom is not None:
+            for weight, bias in layers(model.bottom):
+                x = np.maximum(weight @ x + bias, 0)
+            vectors.insert(0, x)
+        products = [vectors[i] @ vectors[j] for i in range(len(vectors)) for j in range(i)]
+        z = np.concatenate([x, products] if model.bottom is not None else [products])
+        *hidden, (weight, bias) = layers(model.top)
+        for w, b in hidden:
+            z = np.maximum(w @ z + b, 0)
+        logits.append((weight @ z + bias)[0])
+    return np.array(logits)
+
+
+@pytest.mark.parametrize("num_dense", [4, 0], ids=["dense", "no-dense"])
+def test_forward_is_the_papers(num_dense):
+    model, (dense, ids) = build(num_dense), batch(num_dense)
+    np.testing.assert_allclose(model(dense, ids).detach().numpy(), by_hand(model, dense, ids), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dim", "bottom", "top", "parameters"),
+    [(16, [512, 256, 64], [512, 256], 475_985), (128, [512, 256], [1024, 1024, 512, 256], 2_368_897)],
+    ids=["criteo-kaggle", "mlperf"],
+)
+def test_dense_parameters_of_the_published_configurations(dim, bottom, top, parameters):
+    embedding = embeddings.build("full", cardinalities=[2] * 26, dim=dim)
+    model = DLRM(embedding, 13, bottom, top)
+    assert sum(weight.numel() for weight in model.dense_state().values()) == parameters
+
+
+def test_width_follows_the_embedding():
+    narrow = embeddings.build("low_dim", cardinalities=CARDINALITIES, dim=8, ratio=4, projection=False)
+    assert DLRM(narrow, 4, [6], [7])(*batch()).shape == (9,)
+
+
+def test_a_single_feature_without_dense_ones_is_refused():
+    with pytest.raises(ValueError, match="nothing to pair"):
+        DLRM(embeddings.build("full", cardinalities=[5], dim=8), 0)
+
+
+def test_same_seed_same_weights():
+    for one, other in zip(build().parameters(), build().parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_saved_model_gives_the_same_predictions(tmp_path):
+    model, (dense, ids) = build(), batch()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    written = models.save(model, tmp_path)
+    assert written == model.embedding.storage().inference_bytes
+    torch.testing.assert_close(models.load(tmp_path)(dense, ids), model(dense, ids), rtol=0, atol=0)

@@ -1,0 +1,51 @@
+import ast
+import shutil
+
+import nbformat
+import pytest
+import records
+
+from pocketrec import report
+from pocketrec.errors import UserError
+from pocketrec.paths import NOTEBOOKS
+
+DASHBOARDS = sorted(NOTEBOOKS.glob("dashboard_*.ipynb"))
+FORBIDDEN = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While)
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_is_thin_and_stripped(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.source for cell in code if "parameters" in cell.metadata.get("tags", [])] == [code[0].source]
+    for cell in code:
+        assert (cell.outputs, cell.execution_count) == ([], None)
+        assert len(cell.source.splitlines()) <= 12
+        assert not any(isinstance(node, FORBIDDEN) for node in ast.walk(ast.parse(cell.source)))
+    assert notebook.cells[-1].cell_type == "code"
+
+
+def test_dashboards_run_on_records(tmp_path):
+    suite = records.write(tmp_path / "quick", records.suite(seeds=2), notebooks=False)
+    pages = report.dashboards(suite, progress=False)
+    assert [page.stem for page in pages] == [path.stem for path in DASHBOARDS]
+    text = pages[0].with_suffix(".ipynb").read_text()
+    assert str(tmp_path) not in text
+    assert '"output_type": "error"' not in text
+    assert "data:image/png" in pages[0].read_text()
+    assert "dashboards/dashboard_overview.html" in report.index(suite).read_text()
+
+
+def test_a_dashboard_that_stops_says_so_and_the_page_still_builds(tmp_path):
+    shutil.copy(DASHBOARDS[0], tmp_path / "dashboard_b.ipynb")
+    notebook = nbformat.read(DASHBOARDS[0], as_version=4)
+    notebook.cells.insert(1, nbformat.v4.new_code_cell("1 / 0"))
+    nbformat.write(notebook, tmp_path / "dashboard_a.ipynb")
+    suite = records.write(tmp_path / "one", [records.quality("robe", "planted", 10, 0)], notebooks=False)
+    with pytest.raises(UserError, match=r"dashboard_a\.html stopped with ZeroDivisionError: division by zero"):
+        report.dashboards(suite, notebooks=tmp_path, progress=False)
+    assert "division by zero" in (suite / "dashboards/dashboard_a.html").read_text()
+    assert (suite / "dashboards/dashboard_b.html").exists()
+    assert "stopped early" in report.index(suite).read_text()

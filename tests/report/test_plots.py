@@ -1,0 +1,77 @@
+import pytest
+import records
+from matplotlib.colors import to_hex
+
+from pocketrec import report
+from pocketrec.report import plots
+
+
+@pytest.fixture(scope="module")
+def results(suite):
+    return report.load_results(suite)
+
+
+def _texts(figure) -> str:
+    return "\n".join(text.get_text() for ax in figure.axes for text in [*ax.texts, ax.title, ax._left_title])
+
+
+def test_auc_vs_ratio_has_lines_labels_and_the_ceiling(results):
+    figure = plots.auc_vs_ratio(results)
+    books, planted = figure.axes
+    assert {text.get_text() for text in planted.texts} == {"robe", "hashing", "low_dim", "full", "ceiling"}
+    assert "ceiling" not in {text.get_text() for text in books.texts}
+    assert planted.get_xscale() == "log"
+    assert planted.get_xlabel() == "Compression achieved (×)"
+    assert any(line.get_linestyle() == "--" for line in planted.lines)
+    assert planted.get_title(loc="left").startswith("planted: robe at ")
+
+
+def test_labels_do_not_overlap(results):
+    figure = plots.auc_vs_ratio(results)
+    figure.canvas.draw()
+    for ax in figure.axes:
+        boxes = [text.get_window_extent() for text in ax.texts]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_a_method_looks_the_same_everywhere(results, suite):
+    figures = [plots.auc_vs_ratio(results), plots.auc_vs_bytes(results)]
+    figures += [plots.learning_curves(report.load_curves(suite)), plots.latency(report.load_speed(suite))]
+    for figure in figures:
+        assert plots.colour("robe") in {to_hex(line.get_color()) for line in figure.axes[0].lines}
+    looks = {plots.look(method) for method in ("full", "robe", "hashing", "low_dim", "tt_rec", "of_my_own")}
+    assert len(looks) == 6
+
+
+def test_status_map_tells_every_ending(results):
+    figure = plots.status_map(results)
+    text = _texts(figure)
+    assert "infeasible" in text
+    assert "✕ crashed\nDeadKernelError: Ker…" in text
+    assert "2 seeds, ✕ 1" in text
+    assert any(patch.get_hatch() for patch in figure.axes[0].patches)
+
+
+def test_axes_carry_units(results, suite):
+    assert plots.auc_vs_bytes(results).axes[0].get_xlabel().endswith("(MB)")
+    assert plots.latency(report.load_speed(suite)).axes[0].get_xlabel().endswith("(ms)")
+
+
+@pytest.mark.parametrize("method", ["robe", "full"])
+def test_one_run_of_one_method(tmp_path, method):
+    ratio = 1 if method == "full" else 10
+    folder = records.write(tmp_path, [records.quality(method, "planted", ratio, 0)])
+    results = report.load_results(folder)
+    for draw in (plots.auc_vs_ratio, plots.auc_vs_bytes, plots.status_map):
+        draw(results).canvas.draw()
+    plots.learning_curves(report.load_curves(folder)).canvas.draw()
+
+
+def test_only_failures_give_a_sentence(tmp_path):
+    lost = [records.failed("oom", "MemoryError: 4 GB", "robe", "planted", 10, seed) for seed in range(2)]
+    folder = records.write(tmp_path, lost)
+    results = report.load_results(folder)
+    assert "No AUC to show: 0 of 2 runs done, 2 oom." in _texts(plots.auc_vs_ratio(results))
+    assert "✕ oom" in _texts(plots.status_map(results))
+    assert "No learning curve" in _texts(plots.learning_curves(report.load_curves(folder)))
+    assert "No latency" in _texts(plots.latency(report.load_speed(folder)))

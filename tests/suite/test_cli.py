@@ -1,0 +1,42 @@
+"""The command line: help, exit codes, and sentences instead of tracebacks."""
+
+import subprocess
+import sys
+import time
+
+SUITE = "title: Two methods\ngrid: {method: [robe, full], dataset: tiny}\n"
+
+
+def test_help_lists_the_commands_and_is_quick():
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "pocketrec.suite.cli", "--help"], capture_output=True, text=True)
+    assert time.monotonic() - started < 2
+    panels = "all plan run retry status collect dashboards index compare prepare bench doctor"
+    for command in panels.split():
+        assert f" {command} " in done.stdout
+    code = "import sys, pocketrec.suite.cli; print({'torch', 'pandas', 'papermill'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_plan(root):
+    root.suite("two", SUITE)
+    code, out, _ = root.call("plan", "two")
+    assert code == 0
+    assert "Two methods" in out and "robe/tiny/r100-s0" in out and "2 todo" in out and "minutes" in out
+
+
+def test_a_users_error_is_one_sentence(root):
+    root.suite("two", SUITE)
+    for arguments, message in {
+        ("run", "tow"): "no suite 'tow'; did you mean 'two'?",
+        ("run", "two", "--method", "rob"): "unknown method 'rob'; did you mean 'robe'?",
+        ("run", "two", "--executor", "ray"): "--executor ray is not available; available: local",
+    }.items():
+        code, out, err = root.call(*arguments)
+        assert (code, out) == (2, ""), err
+        assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_a_suite_outside_the_parameters(root):
+    file = root.write("elsewhere/own.yaml", SUITE)
+    assert "robe/tiny/r100-s0" in root.call("plan", str(file))[1]

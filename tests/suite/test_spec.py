@@ -1,0 +1,138 @@
+"""Reading a suite: what it means, and one clear sentence for whatever is wrong with it."""
+
+import pytest
+import standins
+
+from pocketrec import paths
+from pocketrec.errors import UserError
+from pocketrec.suite import plan, spec
+
+GRID = "grid: {method: [robe, full], dataset: tiny, ratio: [10, 100]}\n"
+
+
+@pytest.fixture
+def here(root, monkeypatch):
+    """Return the root, seen by this process, with stand-ins for data and embeddings."""
+    for name in ("params", "notebooks", "results"):
+        monkeypatch.setattr(paths, name.upper(), root.path / name)
+    monkeypatch.setattr(paths, "ROOT", root.path)
+    for module in (standins.data, standins.embeddings):
+        monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
+        monkeypatch.setattr(f"pocketrec.{module.__name__.rpartition('.')[2]}", module, raising=False)
+    return root
+
+
+def load(root, text):
+    root.suite("s", text)
+    return spec.load("s")
+
+
+def test_grid_is_a_product_of_lists_zipped_axes_and_single_values(here):
+    suite = load(here, 'grid: {"method, ratio": [[full, 1], [robe, 100]], dataset: tiny, seed: [0, 1]}')
+    assert [(c["method"], c["ratio"], c["seed"]) for c in suite.cells] == [
+        ("full", 1.0, 0),
+        ("full", 1.0, 1),
+        ("robe", 100.0, 0),
+        ("robe", 100.0, 1),
+    ]
+
+
+def test_exclude(here):
+    suite = load(here, GRID + "exclude: [{method: full, ratio: [10]}, {method: robe, ratio: 100}]")
+    assert [(c["method"], c["ratio"]) for c in suite.cells] == [("robe", 10), ("full", 100)]
+
+
+def test_knobs_are_layered(here):
+    here.write("params/methods/robe.yaml", "knobs: {block_size: 16}\n")
+    assert load(here, GRID).knobs["robe"] == {"block_size": 16}
+    assert load(here, GRID + "knobs: {robe: {block_size: 4}}").knobs["robe"] == {"block_size": 4}
+
+
+def test_numbers_of_yaml_1_2(here):
+    assert load(here, GRID + "fixed: {epochs: 1e-3}").fixed == {"epochs": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    {
+        "unknown key": ("gird: {}", "unknown key 'gird'; did you mean 'grid'?"),
+        "duplicate key": (GRID + GRID, "s.yaml:"),
+        "empty file": ("", "expected a mapping"),
+        "empty grid": ("grid: {}", "`grid` is empty"),
+        "no grid": ("title: x", "`grid` is empty"),
+        "grid is a list": ("grid: [1]", "`grid` must be a mapping"),
+        "empty axis": ("grid: {method: [], dataset: tiny}", "axis `method` is empty"),
+        "unknown axis": ("grid: {method: robe, sed: 1}", "unknown axis 'sed'; did you mean 'seed'?"),
+        "axis twice": (
+            'grid: {method: robe, dataset: tiny, seed: 1, "seed, ratio": [[1, 2]]}',
+            "axis `seed` stands in `grid` twice",
+        ),
+        "zipped of another length": ('grid: {"method, ratio": [[robe]]}', "needs lists of 2 values, got ['robe']"),
+        "value twice": ("grid: {method: robe, dataset: tiny, seed: [1, 1]}", "lists 1 twice"),
+        "unknown method": ("grid: {method: rob, dataset: tiny}", "unknown method 'rob'; did you mean 'robe'?"),
+        "method is no name": ("grid: {method: 3, dataset: tiny}", "`method` must be a name, got 3"),
+        "unknown dataset": ("grid: {method: robe, dataset: tinny}", "unknown dataset 'tinny'; did you mean 'tiny'?"),
+        "dataset is a path": ("grid: {method: robe, dataset: ../../x}", "unknown dataset '../../x'"),
+        "ratio 0": ("grid: {method: robe, dataset: tiny, ratio: 0}", "`ratio` must be at least 1, got 0"),
+        "ratio below 1": ("grid: {method: robe, dataset: tiny, ratio: 0.5}", "`ratio` must be at least 1"),
+        "ratio nan": ("grid: {method: robe, dataset: tiny, ratio: .nan}", "`ratio` must be at least 1"),
+        "ratio is text": ("grid: {method: robe, dataset: tiny, ratio: ten}", "`ratio` must be of type float"),
+        "seed negative": ("grid: {method: robe, dataset: tiny, seed: -1}", "`seed` must be 0 or above, got -1"),
+        "seed is a float": ("grid: {method: robe, dataset: tiny, seed: 1.5}", "`seed` must be of type int"),
+        "seed is a truth": ("grid: {method: robe, dataset: tiny, seed: true}", "`seed` must be of type int"),
+        "unknown parameter": (GRID + "fixed: {epoch: 1}", "unknown parameter 'epoch'; did you mean 'epochs'?"),
+        "parameter of another type": (GRID + "fixed: {layers: 3}", "`layers` must be of type list, like [8, 4]"),
+        "knobs as an axis": ("grid: {knobs: [{}]}", "`knobs` cannot be an axis: set it under the suite's key"),
+        "run_dir fixed": (GRID + "fixed: {run_dir: /tmp}", "`run_dir` cannot be a fixed parameter"),
+        "unknown method of knobs": (GRID + "knobs: {rope: {}}", "unknown method under `knobs` 'rope'"),
+        "unknown knob": (
+            GRID + "knobs: {robe: {block: 3}}",
+            "unknown knob of robe 'block'; did you mean 'block_size'?",
+        ),
+        "knob of another type": (GRID + "knobs: {robe: {block_size: big}}", "`block_size` must be of type int"),
+        "unknown dataset of options": (GRID + "options: {tin: {}}", "unknown dataset under `options` 'tin'"),
+        "unknown option": (GRID + "options: {tiny: {row: 3}}", "unknown option 'row'; did you mean 'rows'?"),
+        "unknown limit": (GRID + "limits: {minute: 3}", "unknown limit 'minute'; did you mean 'minutes'?"),
+        "limit 0": (GRID + "limits: {minutes: 0}", "`limits.minutes` must be a number above 0"),
+        "jobs 0": (GRID + "jobs: 0", "`jobs` must be a number above 0, got 0"),
+        "unknown notebook": (GRID + "notebook: tran", "unknown notebook 'tran'; did you mean 'train'?"),
+        "notebook outside": (GRID + "notebook: ../../x", "is not the name of a notebook"),
+        "exclude of an unknown axis": (GRID + "exclude: [{ration: 1}]", "unknown axis 'ration'; did you mean"),
+        "exclude of a missing value": (GRID + "exclude: [{method: rob}]", "not in the grid; did you mean 'robe'?"),
+        "exclude of everything": (GRID + "exclude: [{dataset: tiny}]", "leaves no run"),
+        "exclude is no list": (GRID + "exclude: {method: robe}", "`exclude` must be a list of mappings"),
+    }.values(),
+)
+def test_what_is_wrong_is_said(here, text, message):
+    with pytest.raises(UserError) as error:
+        load(here, text)
+    assert message in str(error.value)
+    assert str(here.path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../s", "params/suites/..yaml", "nothing"])
+def test_names_that_lead_nowhere(here, name):
+    with pytest.raises(UserError):
+        spec.load(name)
+
+
+def test_values_cannot_leave_the_results(here):
+    here.notebook("train", 'method: str = "robe"\ndataset: str = "tiny"\nplace: str = ""')
+    suite = load(here, "grid: {method: robe, dataset: tiny, place: [../../../../x, '/etc']}")
+    for run in plan.plan(suite):
+        assert run.folder.resolve().is_relative_to(here.path / "results/s/runs/robe/tiny")
+
+
+def test_names_that_collide_are_refused(here):
+    here.notebook("train", 'method: str = "robe"\ndataset: str = "tiny"\nplace: str = ""')
+    suite = load(here, "grid: {method: robe, dataset: tiny, place: [a/b, a_b]}")
+    with pytest.raises(UserError, match="two runs would share the folder"):
+        plan.plan(suite)
+
+
+def test_options_are_checked_by_the_data_themselves(root, monkeypatch):
+    monkeypatch.setattr(paths, "NOTEBOOKS", root.path / "notebooks")
+    text = "grid: {method: robe, dataset: planted}\noptions: {planted: {row: 3}}\n"
+    with pytest.raises(UserError, match="unknown option 'row'; did you mean 'rows'"):
+        spec.load(str(root.suite("real", text)))

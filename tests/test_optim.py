@@ -1,0 +1,89 @@
+"""Optimizers against a loop over rows, and the cost of a step."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pocketrec import embeddings, models
+from pocketrec.optim import RowwiseAdagrad, optimizers
+
+IDS = torch.tensor([3, 1, 3, 3, 0])
+
+
+def row_by_row(table, ids, upstream, lr, state, eps=1e-8):
+    """Coalesce the gradient of repeated ids, then update each touched row."""
+    table, state = table.clone(), state.clone()
+    for row in set(ids.tolist()):
+        gradient = upstream[ids == row].sum(0)
+        state[row] += gradient.square().mean()
+        table[row] -= lr * gradient / (state[row].sqrt() + eps)
+    return table, state
+
+
+def test_rowwise_adagrad_on_sparse_gradients():
+    table = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    expected, state = table.detach().clone(), torch.zeros(6, dtype=torch.float64)
+    optim = RowwiseAdagrad([table], lr=0.3)
+    for step in range(3):
+        upstream = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        expected, state = row_by_row(expected, IDS, upstream, 0.3, state)
+        optim.zero_grad()
+        F.embedding(IDS, table, sparse=True).backward(upstream)
+        optim.step()
+    torch.testing.assert_close(table.detach(), expected)
+    torch.testing.assert_close(optim.state[table]["sum"], state)
+
+
+def test_adagrad_on_dense_gradients_is_torchs():
+    ours, theirs = (torch.ones(7, requires_grad=True) for _ in range(2))
+    optims = RowwiseAdagrad([ours], lr=0.1, eps=1e-10), torch.optim.Adagrad([theirs], lr=0.1, eps=1e-10)
+    for step in range(4):
+        for weight, optim in zip((ours, theirs), optims, strict=True):
+            optim.zero_grad()
+            (weight * torch.arange(7) * (step + 1)).square().sum().backward()
+            optim.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_state_survives_a_round_trip():
+    table = torch.randn(6, 4, requires_grad=True)
+    optim = RowwiseAdagrad([table])
+    F.embedding(IDS, table, sparse=True).sum().backward()
+    optim.step()
+    other = RowwiseAdagrad([table])
+    other.load_state_dict(optim.state_dict())
+    assert torch.equal(other.state[table]["sum"], optim.state[table]["sum"])
+
+
+class Largest(TorchDispatchMode):
+    """Notes the elements of the largest tensor that an operator makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else [result]
+        if function._schema.returns and not any(r.alias_info for r in function._schema.returns):
+            strided = [t for t in made if isinstance(t, torch.Tensor) and t.layout == torch.strided]
+            self.elements = max([self.elements, *(t.numel() for t in strided)])
+        return result
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad"])
+def test_a_step_on_a_full_table_costs_what_the_batch_touches(name):
+    embedding = embeddings.build("full", cardinalities=[100_000, 50_000], dim=8)
+    model = models.DLRM(embedding, 0, [], [4])
+    table_optim, _ = optimizers(model, table_optimizer=name, table_lr=0.1, dense_lr=1e-3)
+
+    def step():
+        table_optim.zero_grad()
+        embedding(torch.tensor([[5, 7], [5, 9]])).sum().backward()
+        table_optim.step()
+
+    step()  # Adagrad makes its accumulator, one float a row
+    before = embedding.weight.detach().clone()
+    with Largest() as largest:
+        step()
+    assert 0 < largest.elements < 1000
+    assert (embedding.weight != before).any(1).nonzero().flatten().tolist() == [5, 100_007, 100_009]

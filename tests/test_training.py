@@ -1,0 +1,107 @@
+"""The loop: learns, repeats itself exactly, keeps what validation chose, and says when it diverged."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pocketrec import embeddings, models, training
+from pocketrec.training import Diverged, evaluate, fit, predict
+
+
+def build(dataset, method="robe", ratio=4, seed=0):
+    embedding = embeddings.build(method, cardinalities=dataset.cardinalities, dim=16, ratio=ratio, seed=seed)
+    return models.DLRM(embedding, dataset.num_dense, [8], [8], seed=seed)
+
+
+@pytest.mark.parametrize("table_optimizer", ["adagrad", "sgd"])
+@pytest.mark.parametrize(("method", "ratio"), [("full", 1), ("robe", 4)])
+def test_training_lowers_the_loss(tiny, method, ratio, table_optimizer):
+    model = build(tiny, method, ratio)
+    history = fit(model, tiny, batch_size=64, epochs=2, table_optimizer=table_optimizer)
+    losses = history.frame()["train_loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    assert history.steps == 2 * math.ceil(tiny.rows("train") / 64)
+    assert history.samples == 2 * tiny.rows("train")
+
+
+def test_same_seed_and_one_thread_same_numbers(tiny):
+    runs = []
+    for _ in range(2):
+        model = build(tiny)
+        history = fit(model, tiny, batch_size=128)
+        metrics, probabilities = evaluate(model, tiny)
+        runs.append((history.frame().drop(columns="seconds"), metrics, probabilities))
+    pd.testing.assert_frame_equal(runs[0][0], runs[1][0], check_exact=True)
+    assert runs[0][1] == runs[1][1] and torch.equal(runs[0][2], runs[1][2])
+
+
+def test_another_seed_other_numbers(tiny):
+    curves = [fit(build(tiny, seed=seed), tiny, batch_size=128, seed=seed).curve for seed in (0, 1)]
+    assert curves[0][-1]["validation_auc"] != curves[1][-1]["validation_auc"]
+
+
+def test_the_best_weights_on_validation_are_kept(tiny):
+    model = build(tiny, "full", 1)
+    history = fit(model, tiny, batch_size=64, epochs=6, table_lr=0.3)  # soon overfits
+    best = history.frame().set_index("step")["validation_auc"]
+    metrics, _ = evaluate(model, tiny)
+    assert history.best_step == best.idxmax() < history.steps
+    assert metrics["validation"]["auc"] == pytest.approx(best.max(), abs=1e-9)
+    last = build(tiny, "full", 1)
+    history = fit(last, tiny, batch_size=64, epochs=6, table_lr=0.3, keep="last")
+    assert evaluate(last, tiny)[0]["validation"]["auc"] == pytest.approx(best.iloc[-1], abs=1e-9)
+    assert history.best_step == history.steps
+
+
+def test_the_test_rows_are_not_read_in_training(tiny, monkeypatch):
+    asked = []
+    batches = type(tiny).batches
+    monkeypatch.setattr(type(tiny), "batches", lambda self, split, *a, **k: asked.append(split) or batches(self, split, *a, **k))
+    model = build(tiny)
+    fit(model, tiny, batch_size=256)
+    assert set(asked) == {"train", "validation"}
+    evaluate(model, tiny)
+    assert asked.count("test") == 1
+
+
+def test_no_prediction_beats_the_teacher(tiny):
+    metrics, probabilities = evaluate(build(tiny), tiny)
+    assert metrics["bayes"]["log_loss"] < metrics["test"]["log_loss"]
+    assert metrics["bayes"]["auc"] > metrics["test"]["auc"]
+    assert sum(part["rows"] for part in metrics["slices"].values()) == len(probabilities) == tiny.rows("test")
+
+
+def test_fewer_rows_and_part_of_an_epoch(tiny):
+    history = fit(build(tiny), tiny, batch_size=100, train_rows=1000, epochs=1.5)
+    assert (history.steps, history.samples) == (15, 1500)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loss_that_is_not_finite_is_divergence(tiny):
+    model = build(tiny)
+    with torch.no_grad():
+        model.top[0].weight[0, 0] = float("nan")
+    with pytest.raises(Diverged, match="nan before step"):
+        fit(model, tiny, batch_size=256)
+
+
+def test_wrong_choices_are_refused(tiny):
+    with pytest.raises(ValueError, match="'best' or 'last', got 'first'"):
+        fit(build(tiny), tiny, keep="first")
+    with pytest.raises(ValueError, match="'adagrad' or 'sgd', got 'adam'"):
+        fit(build(tiny), tiny, table_optimizer="adam")
+
+
+def test_what_is_kept_gives_the_same_predictions(tiny, tmp_path):
+    model = build(tiny)
+    history = fit(model, tiny, batch_size=256)
+    _, probabilities = evaluate(model, tiny)
+    kept = training.save(str(tmp_path), model, history, probabilities)
+    assert kept == {"file_bytes": model.embedding.storage().inference_bytes}
+    np.testing.assert_array_equal(np.load(tmp_path / "predictions.npy"), probabilities)
+    torch.testing.assert_close(predict(models.load(tmp_path), tiny, "test")[0], probabilities, rtol=0, atol=0)
+    assert len(pd.read_parquet(tmp_path / "curve.parquet")) == len(history.curve)
+    assert training.save("", model, history, probabilities) == {}
