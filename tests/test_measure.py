@@ -20,15 +20,21 @@ def test_inference_speed_of_a_model(tiny):
     model.register_forward_pre_hook(lambda *_: modes.add((torch.is_inference_mode_enabled(), model.training)))
     speed = measure.inference_speed(model, tiny, [1, 64], repeats=10)
     assert modes == {(True, False)}
-    assert sorted(zip(speed.part, speed.batch, strict=True)) == [("lookup", 1), ("lookup", 64), ("model", 1), ("model", 64)]
+    assert sorted(zip(speed.part, speed.batch, strict=True)) == [
+        ("lookup", 1),
+        ("lookup", 64),
+        ("model", 1),
+        ("model", 64),
+    ]
     assert (speed.p50_ms <= speed.p95_ms).all() and (speed.p95_ms <= speed.p99_ms).all()
     pd.testing.assert_series_equal(speed.samples_per_s, speed.batch / speed.p50_ms * 1000, check_names=False)
 
 
-def test_a_batch_larger_than_the_test_set_is_refused(tiny):
-    model = models.DLRM(embeddings.build("full", cardinalities=tiny.cardinalities, dim=4), tiny.num_dense, [4], [4])
-    with pytest.raises(ValueError, match="too few for a batch of 100000"):
-        measure.inference_speed(model, tiny, [100_000], repeats=5)
+def test_a_batch_larger_than_the_test_set_goes_through_it_again(tiny):
+    (batch,) = measure._test_batches(tiny, 1000, "cpu")
+    rows = tiny.rows("test")
+    assert rows == 400 and torch.equal(batch.ids[:rows], batch.ids[rows : 2 * rows])
+    assert len(measure._test_batches(tiny, 1, "cpu")) == measure.ROTATED_BATCHES
 
 
 def test_sizes_are_real_bytes(tiny):

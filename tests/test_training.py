@@ -59,7 +59,9 @@ def test_the_best_weights_on_validation_are_kept(tiny):
 def test_the_test_rows_are_not_read_in_training(tiny, monkeypatch):
     asked = []
     batches = type(tiny).batches
-    monkeypatch.setattr(type(tiny), "batches", lambda self, split, *a, **k: asked.append(split) or batches(self, split, *a, **k))
+    monkeypatch.setattr(
+        type(tiny), "batches", lambda self, split, *a, **k: asked.append(split) or batches(self, split, *a, **k)
+    )
     model = build(tiny)
     fit(model, tiny, batch_size=256)
     assert set(asked) == {"train", "validation"}

@@ -178,9 +178,7 @@ def evaluate(model: nn.Module, dataset: Dataset, device: str = "cpu") -> tuple[d
     }
     rows = dataset.split("test")
     if dataset.counts is not None:
-        parts["slices"] = frequency_slices(
-            probabilities, labels, dataset.ids[rows], dataset.counts, dataset.offsets
-        )
+        parts["slices"] = frequency_slices(probabilities, labels, dataset.ids[rows], dataset.counts, dataset.offsets)
     if dataset.teacher is not None:
         ceiling = scores(torch.tensor(dataset.teacher[rows]), labels)
         parts["bayes"] = {name: ceiling[name] for name in ("auc", "log_loss") if name in ceiling}

@@ -169,7 +169,7 @@ def write(folder: Path, records: list[dict[str, Any]], notebooks: bool = True) -
 def notebook(record: dict[str, Any]) -> nbformat.NotebookNode:
     """Return a small executed notebook: prose, code, text, a table and a picture."""
     pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
-    table = "<table class='dataframe'><thead><tr><th></th><th>auc</th></tr></thead><tbody><tr><th>0</th><td>0.8</td></tr></tbody></table>"
+    table = "<table class='dataframe'><tr><th></th><th>auc</th></tr><tr><th>0</th><td>0.8</td></tr></table>"
     output = nbformat.v4.new_output
     code = nbformat.v4.new_code_cell(json.dumps(record["parameters"], indent=1), execution_count=1)
     code.outputs = [

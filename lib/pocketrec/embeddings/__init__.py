@@ -87,6 +87,7 @@ def save(embedding: Embedding, path: str | PathLike) -> int:
     temporary = Path(f"{path}.part")
     try:
         save_file(tensors, temporary, metadata={"pocketrec": json.dumps(about)})
+        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -5,8 +5,9 @@
 
 Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009. Tables of up to `threshold`
 rows are kept whole (DLRM's public code: 200) and larger ones get at least as many: at high ratios a small
-table hashed in proportion would lose most of what it knows. `hash: modulo` takes x mod m_t, which mixes early, frequent ids with late, rare ones when ids are in order
-of first appearance.
+table hashed in proportion would lose most of what it knows. Where the threshold alone would claim over half of
+the budget it is halved until it does not. `hash: modulo` takes x mod m_t, which mixes early, frequent ids with
+late, rare ones when ids are in order of first appearance.
 """
 
 from collections.abc import Sequence

@@ -15,8 +15,9 @@ __all__ = ["DLRM", "load", "save"]
 def save(model: DLRM, folder: Path | str) -> int:
     """Write the inference form: `embedding.safetensors` and `mlp.safetensors`; return the embedding's bytes."""
     folder = Path(folder)
-    about = {name: str(json.dumps(value)) for name, value in model.shape.items()}
+    about = {name: json.dumps(value) for name, value in model.shape.items()}
     save_file(model.dense_state(), folder / "mlp.safetensors", metadata=about)
+    (folder / "mlp.safetensors").chmod(0o644)
     return embeddings.save(model.embedding.deploy(), folder / "embedding.safetensors")
 
 

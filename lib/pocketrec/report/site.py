@@ -41,6 +41,7 @@ def index(suite_dir: str | Path, title: str | None = None, question: str | None 
     if not found:
         raise UserError(f"{suite_dir}: no record.json below it; `pocketrec run {suite_dir.name}` makes them")
     results = tidy(found)
+    environments = _environments(found)
     html = template("index.html.j2").render(
         title=title or suite_dir.resolve().name,
         question=question or _question(results),
@@ -48,7 +49,8 @@ def index(suite_dir: str | Path, title: str | None = None, question: str | None 
         findings={name: _sentence(finding(rows)) for name, rows in results.groupby("dataset")},
         sections=_sections(found, results),
         dashboards=_dashboards(suite_dir),
-        environments=_environments(found),
+        environments=environments,
+        machines=_count_machines(environments["machines"]),
         troubles=_troubles(suite_dir, found),
         groups=_groups(suite_dir, found),
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -108,7 +110,7 @@ def _svg(figure: Figure, name: str, title: str) -> Markup:
     """Return a figure as inline SVG whose text and lines take the page's font and colours, light or dark."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
@@ -164,6 +166,13 @@ def _environments(found: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     """Return the distinct machines and sets of software, a row each, with the runs on it."""
     environments = pd.DataFrame(record["environment"] for record in found if record.get("environment"))
     return {"machines": _distinct(environments, _HARDWARE), "software": _distinct(environments, _SOFTWARE)}
+
+
+def _count_machines(machines: pd.DataFrame) -> int:
+    """Count machines; a run that never touched its GPU does not name one and is no further machine."""
+    gpus = machines.get("GPU", pd.Series(dtype="str"))
+    hosts = machines.drop(columns=["GPU", "Driver", "Runs"], errors="ignore").drop_duplicates()
+    return max(len(hosts), gpus[gpus != "–"].nunique())
 
 
 def _distinct(environments: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:

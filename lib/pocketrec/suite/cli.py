@@ -63,7 +63,11 @@ def everything(
     if code not in (0, 1):
         raise typer.Exit(code)
     collect(suite)
-    dashboards(suite)
+    try:
+        dashboards(suite)
+    except UserError as error:  # the page is built all the same, and says which dashboard stopped
+        typer.echo(f"error: {error}", err=True)
+        code = 1
     index(suite)
     raise typer.Exit(code)
 
@@ -148,7 +152,9 @@ def index(suite: SuiteName) -> None:
     """Build the suite's page and say where it is."""
     from pocketrec import report
 
-    page = report.index(_results(suite))
+    folder = _results(suite)
+    report.convert(folder)
+    page = report.index(folder, question=_title(suite))
     _console().print(f"open {page}\n  or {Path(page).resolve().as_uri()}", soft_wrap=True)
 
 
@@ -230,6 +236,17 @@ def _execute(name: str, filters: dict[str, str | None], jobs: int | None, execut
     states = display.counts([run.state for run in _plan(name, filters)[1]])
     console.print(f"[bold]{suite.name}[/]: {states}" + ("" if pending else "; nothing to do"))
     return code
+
+
+def _title(name: str) -> str | None:
+    """Return what a suite asks, where its file is at hand."""
+    from pocketrec.files import read_yaml
+    from pocketrec.suite import spec
+
+    try:
+        return read_yaml(spec.find(name)).get("title")
+    except UserError:
+        return None
 
 
 def _results(name: str) -> Path:

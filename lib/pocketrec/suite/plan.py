@@ -171,6 +171,7 @@ def _timed(suite: Suite, quality: list[dict[str, Any]]) -> Iterator[dict[str, An
             "identity": {axis: value for axis, value in run["identity"].items() if axis != "seed"},
             "key": _hash(parameters, suite.timed.code, _code(TIMED_CODE), run["key"]),
             "source": run["name"],
+            "source_key": run["key"],
         }
 
 
@@ -266,10 +267,12 @@ def _durations(suite: Suite) -> dict[tuple[str, ...], float]:
 
 
 def _with_state(suite: Suite, run: Mapping[str, Any], durations: Mapping[tuple[str, ...], float]) -> Run:
-    fields = {name: value for name, value in run.items() if name != "cell"}
+    fields = {name: value for name, value in run.items() if name not in ("cell", "source_key")}
     place = (run["kind"], run["identity"]["dataset"])
     guess = durations.get(place, suite.limits.expected_seconds)
     state, reason = state_of(suite.name, run["name"], run["key"])
+    if run["source"] and state_of(suite.name, run["source"], run["source_key"])[0] == "infeasible":
+        state, reason = "infeasible", "its quality run is"
     seconds = durations.get((*place, run["identity"]["method"]), guess)
     return Run(suite=suite.name, state=state, reason=reason, seconds=seconds, **fields)
 

@@ -16,9 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import pocketrec
 from pocketrec import paths
 from pocketrec.errors import UserError
-from pocketrec.files import write_json
+from pocketrec.files import atomic, write_json
 from pocketrec.suite import process, record
 from pocketrec.suite.execute import NOTEBOOK, OUT_OF_DISK, PARTIAL
 from pocketrec.suite.plan import Run
@@ -290,8 +291,18 @@ def _outcome(folder: Path, verdict: str | None, code: int, limits: Limits, oom_k
 def _keep_notebook(folder: Path) -> None:
     """Take what was executed as the run's notebook when it is whole (a full disk truncates it)."""
     with suppress(OSError, ValueError):
-        json.loads((folder / PARTIAL).read_text(encoding="utf-8"))
-        (folder / PARTIAL).replace(folder / NOTEBOOK)
+        text = _impersonal((folder / PARTIAL).read_text(encoding="utf-8"))
+        json.loads(text)
+        with atomic(folder / NOTEBOOK, "w") as file:
+            file.write(text)
+
+
+def _impersonal(text: str) -> str:
+    """Take this machine's folders out of tracebacks, so that a notebook can be sent to others."""
+    folders = {paths.ROOT: "", Path(pocketrec.__file__).parents[2]: "", Path(sys.prefix): "environment/"}
+    for folder, name in {**folders, Path(sys.base_prefix): "python/", Path.home(): "~/"}.items():
+        text = text.replace(f"{folder}/", name)
+    return text
 
 
 def _last_cell(folder: Path) -> dict[str, int]:
