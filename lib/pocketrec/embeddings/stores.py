@@ -1,0 +1,170 @@
+"""What methods are made of: stores of numbers that are read by row, by element, or whole.
+
+A method keeps its trained numbers in `Rows`, `Array` and `Weights`. That says how gradients arise, how large
+Adagrad's state is, and how each is quantised, so that no method has to: `quantized(store, bits)` is the twin
+of a store that keeps codes. Index maps and other integers are ordinary buffers of the method.
+"""
+
+from __future__ import annotations
+
+from math import ceil, prod
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Quantize = Literal["int8", "int4"]
+GROUP = 64  # neighbouring elements of an array that share a scale
+# torch's row-wise formats: codes, then scale and offset of the row as float32 (int8) or float16 (int4)
+CODE_BYTES = {"int8": 1.0, "int4": 0.5}
+SCALE_BYTES = {"int8": 8, "int4": 4}
+
+
+class Stored(NamedTuple):
+    """A tensor that a method keeps at inference, as arithmetic: no tensor is made.
+
+    kind: `rows` and `array` are trained floats, read by row or by element; `fixed` is kept as it is
+    (index maps, codes), in `itemsize` bytes an entry.
+    """
+
+    shape: tuple[int, ...]
+    kind: Literal["rows", "array", "fixed"]
+    itemsize: int = 4
+
+    def bytes(self, quantize: Quantize | None = None) -> int:
+        """Bytes as it is, or in the quantised twin of its store."""
+        if quantize is None or self.kind == "fixed":
+            return prod(self.shape) * self.itemsize
+        count, width = self.shape if self.kind == "rows" else (ceil(prod(self.shape) / GROUP), GROUP)
+        return count * (ceil(width * CODE_BYTES[quantize]) + SCALE_BYTES[quantize])
+
+
+class Rows(nn.Module):
+    """A table [rows, width] that is read by whole rows.
+
+    Its gradient is sparse, so that a training step costs what the batch touches; `sparse = False` makes it
+    dense, as DistributedDataParallel and gradient checks need it.
+    """
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+        self.sparse = True
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Read rows: int64 [...] -> [..., width]."""
+        return F.embedding(index, self.weight, sparse=self.sparse)
+
+
+class Array(nn.Module):
+    """A flat array [size] of which any element may be read, by many readers; its gradient is dense."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Read elements: int64 [...] -> [...]."""
+        return self.weight.index_select(0, index.flatten()).view(index.shape)
+
+
+class Weights(nn.Module):
+    """A tensor that every lookup reads whole: a projection, a tensor-train core, a layer."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+
+    def forward(self) -> Tensor:
+        """Return the tensor."""
+        return self.weight
+
+
+class Packed(nn.Module):
+    """Rows [n, width] quantised row by row: `code * scale + offset`, both of the row.
+
+    Packed by torch's `embedding_bag_byte_prepack` and `embedding_bag_4bit_prepack`, uint8 [n, bytes a row].
+    """
+
+    def __init__(self, rows: Tensor, quantize: Quantize) -> None:
+        super().__init__()
+        self.quantize, self.width = quantize, rows.shape[1]
+        rows = rows.detach().float().cpu()
+        if quantize == "int8":
+            packed = torch.ops.quantized.embedding_bag_byte_prepack(rows)
+        else:
+            even = torch.cat([rows, rows[:, -1:]], 1) if self.width % 2 else rows
+            packed = torch.ops.quantized.embedding_bag_4bit_prepack(even)
+        self.register_buffer("codes", packed)
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Read rows as float32: int64 [k] -> [k, width]."""
+        return self.split(self.codes.index_select(0, index))
+
+    def split(self, packed: Tensor) -> Tensor:
+        """Turn packed rows into floats."""
+        if self.quantize == "int8":
+            codes, scales = packed[:, :-8], packed[:, -8:].contiguous().view(torch.float32)
+        else:
+            pairs, scales = packed[:, :-4], packed[:, -4:].contiguous().view(torch.float16).float()
+            codes = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1)  # the low half holds the even column
+        return codes[:, : self.width] * scales[:, :1] + scales[:, 1:]
+
+
+class QuantizedRows(nn.Module):
+    """The twin of `Rows`: one scale and offset a row."""
+
+    def __init__(self, store: Rows, quantize: Quantize) -> None:
+        super().__init__()
+        self.packed = Packed(store.weight, quantize)
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Read rows: int64 [...] -> float32 [..., width]."""
+        return self.packed(index.flatten()).view(*index.shape, self.packed.width)
+
+
+class QuantizedArray(nn.Module):
+    """The twin of `Array`: one scale and offset for each group of 64 neighbours."""
+
+    def __init__(self, store: Array, quantize: Quantize) -> None:
+        super().__init__()
+        self.packed = Packed(_groups(store.weight), quantize)
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Read elements: int64 [...] -> float32 [...]."""
+        flat = index.flatten()
+        groups = self.packed(flat // GROUP)
+        return groups.gather(1, (flat % GROUP).unsqueeze(1)).view(index.shape)
+
+
+class QuantizedWeights(nn.Module):
+    """The twin of `Weights`, kept in groups of 64 and unpacked when it is read."""
+
+    def __init__(self, store: Weights, quantize: Quantize) -> None:
+        super().__init__()
+        self.shape = store.weight.shape
+        self.packed = Packed(_groups(store.weight), quantize)
+
+    def forward(self) -> Tensor:
+        """Return the tensor, float32."""
+        return self.packed.split(self.packed.codes).flatten()[: prod(self.shape)].view(self.shape)
+
+
+TWINS = {Rows: QuantizedRows, Array: QuantizedArray, Weights: QuantizedWeights}
+
+
+def quantize_stores(module: nn.Module, quantize: Quantize) -> None:
+    """Replace every store inside a module by its quantised twin, in place."""
+    for name, child in module.named_children():
+        if type(child) in TWINS:
+            setattr(module, name, TWINS[type(child)](child, quantize))
+        else:
+            quantize_stores(child, quantize)
+
+
+def _groups(weight: Tensor) -> Tensor:
+    """Lay elements out as rows of 64; the last row is filled up with its last element."""
+    flat = weight.detach().flatten()
+    missing = -len(flat) % GROUP
+    return torch.cat([flat, flat[-1:].expand(missing)]).view(-1, GROUP)
