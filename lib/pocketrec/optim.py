@@ -31,6 +31,11 @@ class RowwiseAdagrad(torch.optim.Optimizer):
                     update = self._rows if parameter.grad.is_sparse else self._elements
                     update(parameter, **{k: group[k] for k in ("lr", "eps", "initial")})
 
+    def reset(self, parameter: Tensor, rows: Tensor | slice = slice(None)) -> None:
+        """Start the accumulators of a parameter, or of some of its rows, anew."""
+        if "sum" in self.state[parameter]:
+            self.state[parameter]["sum"][rows] = self.param_groups[0]["initial"]
+
     def _rows(self, table: Tensor, lr: float, eps: float, initial: float) -> None:
         gradient = table.grad.coalesce()
         rows, values = gradient.indices()[0], gradient.values()  # [k], [k, dim]

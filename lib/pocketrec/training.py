@@ -94,6 +94,7 @@ def fit(
             for batch in dataset.batches("train", batch_size, seed=order, limit=train_rows or None, device=device):
                 losses.append(train_step(model, batch, optims))
                 history.steps += 1
+                model.embedding.adapt(history.steps, total, optims[0])
                 history.samples += len(batch.labels)
                 bar.update()
                 if history.steps % every == 0 or history.steps == total:

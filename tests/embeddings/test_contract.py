@@ -10,6 +10,7 @@ from torch.func import functional_call
 from pocketrec import embeddings
 from pocketrec.embeddings import Infeasible
 from pocketrec.embeddings.base import full_bytes
+from pocketrec.embeddings.stores import Rows
 from pocketrec.errors import UserError
 from pocketrec.optim import RowwiseAdagrad
 
@@ -17,6 +18,9 @@ CARDINALITIES = [1, 2, 7, 1009, 5000, 211]
 DIM = 16
 METHODS = embeddings.available()
 HASHING_METHODS = [m for m in METHODS if m not in ("full", "low_dim")]  # size does not follow the id range
+
+# layers through which a quantised number passes: each adds its own rounding
+QUANTISED_LAYERS = {"low_dim": 4}
 
 pytestmark = pytest.mark.parametrize("method", METHODS)
 
@@ -31,6 +35,12 @@ def draw_ids(cardinalities=CARDINALITIES, batch=64, seed=0):
     ids = torch.stack([torch.randint(0, n, (batch,), generator=draw) for n in cardinalities], 1)
     ids[0] = torch.tensor(cardinalities) - 1  # the last row of every table
     return ids
+
+
+def dense_gradients(module):
+    for store in module.modules():
+        if isinstance(store, Rows):
+            store.sparse = False
 
 
 def dense_lookup(module, ids):
@@ -113,6 +123,38 @@ def test_deployed_form_gives_the_same_outputs(method):
     torch.testing.assert_close(module.deploy()(draw_ids()), module(draw_ids()), rtol=1e-6, atol=1e-7)
 
 
+def test_the_size_formula_is_that_of_the_deployed_tensors(method):
+    module = make(method)
+    claimed = module.stored(module.cardinalities, DIM, **module.config)
+    kept = module.deploy().state_dict()
+    assert {name: (stored.shape, stored.bytes()) for name, stored in claimed.items()} == {
+        name: (tuple(t.shape), t.numel() * t.element_size()) for name, t in kept.items()
+    }
+
+
+@pytest.mark.parametrize(("quantize", "steps"), [("int8", 255), ("int4", 15)])
+def test_quantised_form(method, quantize, steps, tmp_path):
+    module = make(method)
+    deployed, ids = module.deploy(quantize), draw_ids()
+    claimed = module.stored(module.cardinalities, DIM, **module.config)
+    assert embeddings.save(deployed, tmp_path / "e.safetensors") == sum(s.bytes(quantize) for s in claimed.values())
+    torch.testing.assert_close(embeddings.load(tmp_path / "e.safetensors")(ids), deployed(ids), rtol=0, atol=0)
+    exact = module(ids)
+    scale = exact.abs().max() * QUANTISED_LAYERS.get(method, 1)
+    assert (deployed(ids) - exact).abs().max() <= 2.1 * scale / steps
+    assert not torch.equal(deployed(ids), exact)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_the_budget_binds_the_quantised_form(method, quantize):
+    cardinalities, dim, ratio = [300, 5000, 7], 64, 2 if method == "full" else 8
+    module = make(method, ratio, cardinalities=cardinalities, dim=dim, quantize=quantize)
+    kept = sum(t.numel() * t.element_size() for t in module.deploy(quantize).state_dict().values())
+    budget = full_bytes(cardinalities, dim) / ratio
+    assert kept <= budget
+    assert kept >= 0.8 * budget or method == "full"  # one size only
+
+
 def test_deployed_form_exports(method):
     deployed, ids = make(method).deploy(), draw_ids()
     exported = torch.export.export(deployed, (ids,)).module()
@@ -167,7 +209,7 @@ def test_int32_ids(method):
 def test_gradients_are_right(method):
     module = make(method, cardinalities=[2, 205, 3], dim=4, ratio=1 if method == "full" else 1.5,
                   **({"block_size": 2} if method == "robe" else {})).double()  # fmt: skip
-    module.sparse_gradients = False
+    dense_gradients(module)
     names, values = zip(*module.named_parameters(), strict=True)
     ids = torch.tensor([[0, 204, 2], [1, 204, 0], [1, 0, 0]])
     run = lambda *v: functional_call(module, dict(zip(names, v, strict=True)), (ids,))  # noqa: E731
@@ -176,14 +218,15 @@ def test_gradients_are_right(method):
 
 def test_sparse_gradients_equal_dense_ones(method):
     sparse, dense = make(method), make(method)
-    dense.sparse_gradients = False
+    dense_gradients(dense)
     upstream = torch.randn(64, len(CARDINALITIES), sparse.out_dim, generator=torch.Generator().manual_seed(0))
     for module in (sparse, dense):
         module(draw_ids()).backward(upstream)
     for one, other in zip(sparse.parameters(), dense.parameters(), strict=True):
         gradient = one.grad.to_dense() if one.grad.is_sparse else one.grad
         torch.testing.assert_close(gradient, other.grad)
-    assert {id(p) for p in sparse.parameters() if p.grad.is_sparse} == {id(p) for p in sparse.row_tables()}
+    rows = {id(store.weight) for store in sparse.modules() if isinstance(store, Rows)}
+    assert {id(p) for p in sparse.parameters() if p.grad.is_sparse} == rows
 
 
 def test_more_ids_than_int32(method):

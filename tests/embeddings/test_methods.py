@@ -48,7 +48,7 @@ def test_robe_blocks_wrap_around(block_size, sign):
     module = build("robe", 4000, block_size=block_size, sign=sign)  # 20 floats: most blocks of 16 wrap
     ids = torch.tensor([[i, i, i % 3] for i in range(100)])
     torch.testing.assert_close(module(ids)[:, 1], module.materialize(1, slice(0, 100)), rtol=0, atol=0)
-    elements = {round(v, 7) for v in module.array.abs().tolist()}
+    elements = {round(v, 7) for v in module.array.weight.abs().tolist()}
     assert {round(v, 7) for v in module(ids).abs().flatten().tolist()} <= elements
 
 
@@ -66,7 +66,7 @@ def test_hashing_keeps_small_tables_whole():
     module = build("hashing", 10, threshold=100)
     assert module.config["rows"][0] == 100 and module.config["rows"][2] == 3
     rows = module(torch.tensor([[i, 0, 0] for i in range(100)]))[:, 0]
-    assert torch.equal(rows, module.weight[:100])
+    assert torch.equal(rows, module.table.weight[:100])
 
 
 def test_hashing_modulo_shares_by_remainder():

@@ -16,7 +16,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pocketrec.embeddings.base import Embedding, Infeasible, Storage, full_bytes, tensor_bytes, undrawn
+from pocketrec.embeddings.base import Embedding, Infeasible, Storage, full_bytes, megabytes, tensor_bytes, undrawn
+from pocketrec.embeddings.stores import Quantize
 from pocketrec.errors import UserError, unknown
 
 __all__ = [
@@ -47,7 +48,14 @@ def available() -> list[str]:
 
 
 def build(
-    name: str, *, cardinalities: Sequence[int], dim: int, ratio: float = 1, seed: int = 0, **knobs: Any
+    name: str,
+    *,
+    cardinalities: Sequence[int],
+    dim: int,
+    ratio: float = 1,
+    seed: int = 0,
+    quantize: Quantize | None = None,
+    **knobs: Any,
 ) -> Embedding:
     """Build the largest instance of a method whose inference form is `ratio` times smaller than full tables.
 
@@ -57,21 +65,71 @@ def build(
         dim: width of the embedding.
         ratio: bytes of the full float32 tables over the bytes allowed at inference; at least 1.
         seed: same seed, same values.
+        quantize: the codes it will be served in (`deploy(quantize)`): the budget then binds that form.
         knobs: choices of the method, see its `knobs`.
 
     Raises:
         UserError: for an unknown method or knob, or a ratio below 1.
         Infeasible: when no instance fits.
     """
+    config = solve(name, cardinalities, dim, ratio, quantize, **knobs)
+    return METHODS[name](cardinalities, dim, seed=seed, **config)
+
+
+def solve(
+    name: str,
+    cardinalities: Sequence[int],
+    dim: int,
+    ratio: float,
+    quantize: Quantize | None = None,
+    **knobs: Any,
+) -> dict[str, Any]:
+    """Return the config that `build` would use; arithmetic only. Raises as `build` does."""
     if name not in METHODS:
-        raise unknown("method", name, METHODS, "embeddings.build")
+        raise unknown("method", name, METHODS, "embeddings")
     method = METHODS[name]
     for knob in knobs.keys() - method.knobs.keys():
-        raise unknown(f"knob of {name}", knob, method.knobs, "embeddings.build")
+        raise unknown(f"knob of {name}", knob, method.knobs, "embeddings")
     if not ratio >= 1:
-        raise UserError(f"embeddings.build: ratio must be at least 1, got {ratio}")
-    config = method.solve(cardinalities, dim, full_bytes(cardinalities, dim) / ratio, **knobs)
-    return method(cardinalities, dim, seed=seed, **config)
+        raise UserError(f"embeddings: ratio must be at least 1, got {ratio}")
+    full = full_bytes(cardinalities, dim)
+    if quantize is None:
+        return method.solve(cardinalities, dim, full / ratio, **knobs)
+    return _solve_quantized(method, cardinalities, dim, full / ratio, quantize, **knobs)
+
+
+def inference_bytes(
+    name: str, cardinalities: Sequence[int], dim: int, config: dict[str, Any], quantize: Quantize | None = None
+) -> int:
+    """Return the bytes at inference of a config; arithmetic only."""
+    stored = METHODS[name].stored(cardinalities, dim, **config)
+    return sum(tensor.bytes(quantize) for tensor in stored.values())
+
+
+def _solve_quantized(
+    method: type[Embedding],
+    cardinalities: Sequence[int],
+    dim: int,
+    budget_bytes: float,
+    quantize: Quantize,
+    **knobs: Any,
+) -> dict[str, Any]:
+    """Bisect the float32 budget whose quantised instance just fits: a method need not know of codes."""
+    low, high, config = 0.0, 8 * budget_bytes, None  # int4 saves at most a factor of 8
+    for _ in range(50):
+        middle = (low + high) / 2
+        try:
+            found = method.solve(cardinalities, dim, middle, **knobs)
+        except Infeasible:
+            low = middle
+            continue
+        if inference_bytes(method.name, cardinalities, dim, found, quantize) <= budget_bytes:
+            low, config = middle, found
+        else:
+            high = middle
+    if config is None:
+        raise Infeasible(f"{method.name} in {quantize} codes does not fit a {megabytes(budget_bytes)} budget")
+    return config
 
 
 def save(embedding: Embedding, path: str | PathLike) -> int:
@@ -82,6 +140,7 @@ def save(embedding: Embedding, path: str | PathLike) -> int:
         "dim": embedding.dim,
         "seed": embedding.seed,
         "config": embedding.config,
+        "quantize": embedding.quantize,
     }
     tensors = {name: tensor.contiguous() for name, tensor in embedding.state_dict().items()}
     temporary = Path(f"{path}.part")
@@ -111,5 +170,6 @@ def load(path: str | PathLike) -> Embedding:
     method = METHODS[about["method"]]
     with undrawn():
         embedding = method(about["cardinalities"], about["dim"], seed=about["seed"], **about["config"])
+        embedding = embedding.deploy(about["quantize"])
     embedding.load_state_dict(tensors, assign=True)
     return embedding.eval().requires_grad_(False)

@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pocketrec.embeddings.stores import Quantize, Rows, Stored, quantize_stores
+
 FLOAT_BYTES = 4
 
 
@@ -49,14 +51,15 @@ class Storage:
 
 
 class Embedding(nn.Module):
-    """Base of all methods. A subclass gives `solve`, `__init__`, `lookup` and `materialize`.
+    """Base of all methods. A subclass gives `solve`, `stored`, `__init__`, `lookup` and `materialize`.
+
+    It keeps its trained numbers in the stores of `embeddings.stores`.
 
     Attributes:
         name: what params files and records call the method.
         knobs: its choices and their defaults, all accepted by `solve`.
         out_dim: width of the output; `dim` unless the method's very idea is a smaller one.
         config: the arguments, beside cardinalities, dim and seed, that rebuild this instance.
-        sparse_gradients: row tables get sparse gradients, so that a step costs what the batch touches.
     """
 
     name: ClassVar[str]
@@ -70,8 +73,8 @@ class Embedding(nn.Module):
         self.dim = self.out_dim = dim
         self.seed = seed
         self.config = config
-        self.sparse_gradients = True
         self.constant("limits", torch.tensor(self.cardinalities))
+        self.quantize: Quantize | None = None
         self._calls, self._seen_bad = 0, None
 
     # what a method provides
@@ -84,6 +87,11 @@ class Embedding(nn.Module):
         """
         raise NotImplementedError
 
+    @classmethod
+    def stored(cls, cardinalities: Sequence[int], dim: int, **config: Any) -> dict[str, Stored]:
+        """Return every tensor of the inference form by its name in `state_dict`: the size formula, as data."""
+        raise NotImplementedError
+
     def lookup(self, ids: Tensor) -> Tensor:
         """Embed checked int64 ids [batch, features] -> [batch, features, out_dim]."""
         raise NotImplementedError
@@ -92,10 +100,6 @@ class Embedding(nn.Module):
         """Return rows of one feature's dense table [rows, out_dim], by another route than `lookup`."""
         raise NotImplementedError
 
-    def row_tables(self) -> list[nn.Parameter]:
-        """Return the parameters that are looked up by whole rows (row-wise Adagrad, sparse gradients)."""
-        return []
-
     # what every method has
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -103,19 +107,37 @@ class Embedding(nn.Module):
         return self.lookup(self._checked(ids))
 
     def storage(self) -> Storage:
-        """Bytes of this instance, from its tensors; constants that the config gives are not stored."""
-        stored = tensor_bytes(self)
-        by_row = {id(table) for table in self.row_tables()}
+        """Bytes of this instance's real tensors; constants that the config gives are not stored."""
+        by_row = {id(store.weight) for store in self.modules() if isinstance(store, Rows)}
         state = {
             name: FLOAT_BYTES * (p.shape[0] if id(p) in by_row else p.numel())
             for name, p in self.named_parameters()
             if p.requires_grad
         }
-        return Storage(inference=stored, training=stored, optimizer=state)
+        return Storage(inference=self.inference_tensors(), training=tensor_bytes(self), optimizer=state)
 
-    def deploy(self) -> Embedding:
-        """Return the inference form: same outputs to rounding, no gradients."""
-        return deepcopy(self).eval().requires_grad_(False)
+    def inference_tensors(self) -> dict[str, int]:
+        """Bytes of the tensors that `deploy()` keeps, by name; those of this module where both are the same."""
+        return tensor_bytes(self)
+
+    def deploy(self, quantize: Quantize | None = None) -> Embedding:
+        """Return the inference form: same outputs to rounding, or to the precision of `int8` or `int4` codes."""
+        deployed = self.folded().eval().requires_grad_(False)
+        if quantize:
+            quantize_stores(deployed, quantize)
+        deployed.quantize = quantize
+        return deployed
+
+    def folded(self) -> Embedding:
+        """Return a copy in the form that is served; a method that trains in another form overrides this."""
+        return deepcopy(self)
+
+    def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
+        """Change the structure while training; called after every step (1 to `total`) of the table optimizer.
+
+        Methods that cluster, prune or move ids do it here. `optimizer.reset(parameter, rows)` forgets the
+        accumulators of what was rewritten.
+        """
 
     def constant(self, name: str, value: Tensor) -> None:
         """Keep a tensor that follows the module to its device but is neither trained nor saved."""

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pocketrec.embeddings.base import (
     Embedding,
@@ -23,6 +21,7 @@ from pocketrec.embeddings.base import (
     offsets,
     uniform_,
 )
+from pocketrec.embeddings.stores import Rows, Stored
 
 
 class Full(Embedding):
@@ -40,20 +39,21 @@ class Full(Embedding):
             )
         return {}
 
+    @classmethod
+    def stored(cls, cardinalities: Sequence[int], dim: int) -> dict[str, Stored]:
+        return {"table.weight": Stored((sum(cardinalities), dim), "rows")}
+
     def __init__(self, cardinalities: Sequence[int], dim: int, *, seed: int) -> None:
         super().__init__(cardinalities, dim, seed)
-        self.weight = nn.Parameter(torch.empty(sum(cardinalities), dim))  # all tables stacked
+        self.table = Rows(sum(cardinalities), dim)  # all tables stacked
         self.constant("offsets", offsets(self.cardinalities))
         draw = generator(seed)
-        for table in self.weight.data.split(self.cardinalities):
+        for table in self.table.weight.data.split(self.cardinalities):
             uniform_(table, 1 / sqrt(len(table)), draw)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids + self.offsets, self.weight, sparse=self.sparse_gradients)
+        return self.table(ids + self.offsets)
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         start = sum(self.cardinalities[:feature])
-        return self.weight[start : start + self.cardinalities[feature]][rows]
-
-    def row_tables(self) -> list[nn.Parameter]:
-        return [self.weight]
+        return self.table.weight[start : start + self.cardinalities[feature]][rows]

@@ -15,8 +15,7 @@ from math import sqrt
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pocketrec.embeddings import universal_hash
 from pocketrec.embeddings.base import (
@@ -28,6 +27,7 @@ from pocketrec.embeddings.base import (
     offsets,
     uniform_,
 )
+from pocketrec.embeddings.stores import Rows, Stored
 
 
 class Hashing(Embedding):
@@ -67,6 +67,12 @@ class Hashing(Embedding):
             low, high = (middle, high) if sum(rows(middle)) <= budget else (low, middle)
         return {"rows": rows(low), "hash": hash}
 
+    @classmethod
+    def stored(
+        cls, cardinalities: Sequence[int], dim: int, *, rows: Sequence[int], hash: str = "universal"
+    ) -> dict[str, Stored]:
+        return {"table.weight": Stored((sum(rows), dim), "rows")}
+
     def __init__(
         self,
         cardinalities: Sequence[int],
@@ -79,13 +85,13 @@ class Hashing(Embedding):
         if hash not in ("universal", "modulo"):
             raise ValueError(f"hash must be 'universal' or 'modulo', got {hash!r}")
         super().__init__(cardinalities, dim, seed, rows=list(rows), hash=hash)
-        self.weight = nn.Parameter(torch.empty(sum(rows), dim))  # all tables stacked
+        self.table = Rows(sum(rows), dim)  # all tables stacked
         self.constant("rows", torch.tensor(rows))
         self.constant("offsets", offsets(rows))
         self.constant("whole", self.rows == self.limits)  # tables with a row for every id
         self.constant("hash_coefficients", universal_hash.coefficients(generator(seed, 1), 2, len(rows)))
         draw = generator(seed)
-        for table, n in zip(self.weight.data.split(self.config["rows"]), self.cardinalities, strict=True):
+        for table, n in zip(self.table.weight.data.split(self.config["rows"]), self.cardinalities, strict=True):
             uniform_(table, 1 / sqrt(n), draw)
 
     def lookup(self, ids: Tensor) -> Tensor:
@@ -95,7 +101,7 @@ class Hashing(Embedding):
             wide = max(self.cardinalities) >= 1 << 31
             hashed = universal_hash.add(universal_hash.multiply(a, ids, wide=wide), b)
         slots = torch.where(self.whole, ids, hashed % self.rows)
-        return F.embedding(slots + self.offsets, self.weight, sparse=self.sparse_gradients)
+        return self.table(slots + self.offsets)
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         size = self.config["rows"][feature]
@@ -105,7 +111,4 @@ class Hashing(Embedding):
         if size < self.cardinalities[feature]:
             hashed = self.config["hash"] == "universal"
             slots = [((a * x + b) % universal_hash.P if hashed else x) % size for x in slots]
-        return self.weight[start : start + size][slots]
-
-    def row_tables(self) -> list[nn.Parameter]:
-        return [self.weight]
+        return self.table.weight[start : start + size][slots]

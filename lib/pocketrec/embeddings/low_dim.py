@@ -11,8 +11,7 @@ from math import sqrt
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pocketrec.embeddings.base import (
     FLOAT_BYTES,
@@ -23,6 +22,7 @@ from pocketrec.embeddings.base import (
     offsets,
     uniform_,
 )
+from pocketrec.embeddings.stores import Rows, Stored, Weights
 
 
 class LowDim(Embedding):
@@ -45,31 +45,36 @@ class LowDim(Embedding):
             )
         return {"width": width, "projection": projection}
 
+    @classmethod
+    def stored(
+        cls, cardinalities: Sequence[int], dim: int, *, width: int, projection: bool = True
+    ) -> dict[str, Stored]:
+        table = {"table.weight": Stored((sum(cardinalities), width), "rows")}
+        widening = {"projection.weight": Stored((len(cardinalities), width, dim), "array")}
+        return table | (widening if projection else {})
+
     def __init__(
         self, cardinalities: Sequence[int], dim: int, *, seed: int, width: int, projection: bool = True
     ) -> None:
         super().__init__(cardinalities, dim, seed, width=width, projection=projection)
-        self.weight = nn.Parameter(torch.empty(sum(cardinalities), width))
+        self.table = Rows(sum(cardinalities), width)
         self.constant("offsets", offsets(self.cardinalities))
         draw = generator(seed)
-        for table in self.weight.data.split(self.cardinalities):
+        for table in self.table.weight.data.split(self.cardinalities):
             uniform_(table, 1 / sqrt(len(table)), draw)
         if projection:
-            self.projection = nn.Parameter(torch.empty(len(cardinalities), width, dim))
-            uniform_(self.projection.data, sqrt(3 / width), generator(seed, 1))  # keeps the variance of a row
+            self.projection = Weights(len(cardinalities), width, dim)
+            uniform_(self.projection.weight.data, sqrt(3 / width), generator(seed, 1))  # keeps the variance of a row
         else:
             self.out_dim = width
 
     def lookup(self, ids: Tensor) -> Tensor:
-        narrow = F.embedding(ids + self.offsets, self.weight, sparse=self.sparse_gradients)
+        narrow = self.table(ids + self.offsets)
         if not self.config["projection"]:
             return narrow
-        return torch.einsum("bfk,fkd->bfd", narrow, self.projection)
+        return torch.einsum("bfk,fkd->bfd", narrow, self.projection())
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         start = sum(self.cardinalities[:feature])
-        narrow = self.weight[start : start + self.cardinalities[feature]][rows]
-        return narrow @ self.projection[feature] if self.config["projection"] else narrow
-
-    def row_tables(self) -> list[nn.Parameter]:
-        return [self.weight]
+        narrow = self.table.weight[start : start + self.cardinalities[feature]][rows]
+        return narrow @ self.projection()[feature] if self.config["projection"] else narrow

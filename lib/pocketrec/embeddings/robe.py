@@ -16,10 +16,11 @@ from math import sqrt
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pocketrec.embeddings import universal_hash
 from pocketrec.embeddings.base import FLOAT_BYTES, Embedding, Infeasible, generator, megabytes, uniform_
+from pocketrec.embeddings.stores import Array, Stored
 
 
 class Robe(Embedding):
@@ -47,6 +48,10 @@ class Robe(Embedding):
             raise Infeasible(f"a {megabytes(budget_bytes)} budget does not hold one ROBE block of {block_size} floats")
         return {"size": size, "block_size": block_size, "sign": sign, "init_scale": init_scale}
 
+    @classmethod
+    def stored(cls, cardinalities: Sequence[int], dim: int, *, size: int, **_: Any) -> dict[str, Stored]:
+        return {"array.weight": Stored((size,), "array")}
+
     def __init__(
         self,
         cardinalities: Sequence[int],
@@ -59,19 +64,19 @@ class Robe(Embedding):
         init_scale: float | None = None,
     ) -> None:
         super().__init__(cardinalities, dim, seed, size=size, block_size=block_size, sign=sign, init_scale=init_scale)
-        self.array = nn.Parameter(torch.empty(size))
-        uniform_(self.array.data, init_scale or 1 / sqrt(max(self.cardinalities)), generator(seed))
+        self.array = Array(size)
+        uniform_(self.array.weight.data, init_scale or 1 / sqrt(max(self.cardinalities)), generator(seed))
         draw = generator(seed, 1)
         self.place = tuple(universal_hash.coefficients(draw, 4).tolist())  # A, B, C, D
         self.flip = tuple(universal_hash.coefficients(draw, 4).tolist())
         self.constant("within_block", torch.arange(block_size))
 
     def lookup(self, ids: Tensor) -> Tensor:
-        blocks = self.dim // self.config["block_size"]
-        start = self._hash(self.place, ids, blocks) % len(self.array)  # [batch, features, blocks]
+        size, blocks = self.config["size"], self.dim // self.config["block_size"]
+        start = self._hash(self.place, ids, blocks) % size  # [batch, features, blocks]
         index = start.unsqueeze(-1) + self.within_block  # [batch, features, blocks, Z]
-        index = torch.where(index >= len(self.array), index - len(self.array), index)
-        values = self.array.index_select(0, index.flatten()).view(*ids.shape, self.dim)
+        index = torch.where(index >= size, index - size, index)
+        values = self.array(index).view(*ids.shape, self.dim)
         if self.config["sign"]:
             bit = self._hash(self.flip, ids, self.dim) & 1
             values = values * (2 * bit - 1)
@@ -94,7 +99,7 @@ class Robe(Embedding):
             return (a * feature + b * x + c * piece + d) % universal_hash.P
 
         slots = [(hashed(self.place, x, i // width) % size + i % width) % size for x in ids for i in range(self.dim)]
-        table = self.array[slots].view(-1, self.dim)
+        table = self.array.weight[slots].view(-1, self.dim)
         if self.config["sign"]:
             bits = [hashed(self.flip, x, i) % 2 for x in ids for i in range(self.dim)]
             table = table * (2 * table.new_tensor(bits).view_as(table) - 1)
