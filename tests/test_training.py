@@ -101,9 +101,19 @@ def test_what_is_kept_gives_the_same_predictions(tiny, tmp_path):
     model = build(tiny)
     history = fit(model, tiny, batch_size=256)
     _, probabilities = evaluate(model, tiny)
-    kept = training.save(str(tmp_path), model, history, probabilities)
+    kept = training.save(str(tmp_path), model.deploy(), history, probabilities)
     assert kept == {"file_bytes": model.embedding.storage().inference_bytes}
     np.testing.assert_array_equal(np.load(tmp_path / "predictions.npy"), probabilities)
     torch.testing.assert_close(predict(models.load(tmp_path), tiny, "test")[0], probabilities, rtol=0, atol=0)
     assert len(pd.read_parquet(tmp_path / "curve.parquet")) == len(history.curve)
     assert training.save("", model, history, probabilities) == {}
+
+
+def test_a_deployed_model_leaves_the_trained_one_as_it_was(tiny):
+    model = build(tiny)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    served = model.deploy("int4")
+    exact, coarse = (predict(m, tiny, "test")[0] for m in (model, served))
+    assert not torch.equal(exact, coarse) and (exact - coarse).abs().max() < 0.1
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters()) and not any(p.requires_grad for p in served.parameters())

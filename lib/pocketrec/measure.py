@@ -178,13 +178,13 @@ def _step(module: nn.Module, batches: Sequence[Tensor], dim: int) -> Callable[[]
     return step
 
 
-def sizes(model: nn.Module, ratio: float) -> dict[str, float]:
+def sizes(model: nn.Module, ratio: float, quantize: str | None = None) -> dict[str, float]:
     """Return real bytes and ratios of a model for its record.
 
     ratio_achieved counts the embedding alone (full float32 tables over the inference form), model_ratio
     the MLPs as well: at 10,000x those are the larger part.
     """
-    storage = model.embedding.storage()
+    storage = model.embedding.storage(quantize)
     full = embeddings.full_bytes(model.embedding.cardinalities, model.embedding.dim)
     dense = sum(t.numel() * t.element_size() for t in model.dense_state().values())
     return {

@@ -186,8 +186,8 @@ def evaluate(model: nn.Module, dataset: Dataset, device: str = "cpu") -> tuple[d
     return parts, probabilities
 
 
-def save(run_dir: str, model: nn.Module, history: History, probabilities: Tensor) -> dict[str, int]:
-    """Keep a run's inference form, curve and test predictions; return the bytes of the embedding's file.
+def save(run_dir: str, served: nn.Module, history: History, probabilities: Tensor) -> dict[str, int]:
+    """Keep a run's deployed model, curve and test predictions; return the bytes of the embedding's tensors on disk.
 
     With an empty `run_dir`, as in a notebook opened by hand, nothing is kept.
     """
@@ -196,4 +196,4 @@ def save(run_dir: str, model: nn.Module, history: History, probabilities: Tensor
     folder = Path(run_dir)
     history.frame().to_parquet(folder / "curve.parquet")
     np.save(folder / "predictions.npy", probabilities.numpy())
-    return {"file_bytes": models.save(model, folder)}
+    return {"file_bytes": models.save(served, folder)}

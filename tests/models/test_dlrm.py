@@ -81,6 +81,6 @@ def test_saved_model_gives_the_same_predictions(tmp_path):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1)
-    written = models.save(model, tmp_path)
+    written = models.save(model.deploy(), tmp_path)
     assert written == model.embedding.storage().inference_bytes
     torch.testing.assert_close(models.load(tmp_path)(dense, ids), model(dense, ids), rtol=0, atol=0)

@@ -106,15 +106,22 @@ class Embedding(nn.Module):
         """Embed ids [batch, features]; an id outside its table raises `IndexError`, on a GPU a little later."""
         return self.lookup(self._checked(ids))
 
-    def storage(self) -> Storage:
-        """Bytes of this instance's real tensors; constants that the config gives are not stored."""
+    def storage(self, quantize: Quantize | None = None) -> Storage:
+        """Bytes of this instance's real tensors, at inference those of `deploy(quantize)`.
+
+        Constants that the config gives are not stored.
+        """
         by_row = {id(store.weight) for store in self.modules() if isinstance(store, Rows)}
         state = {
             name: FLOAT_BYTES * (p.shape[0] if id(p) in by_row else p.numel())
             for name, p in self.named_parameters()
             if p.requires_grad
         }
-        return Storage(inference=self.inference_tensors(), training=tensor_bytes(self), optimizer=state)
+        inference = self.inference_tensors()
+        if quantize:
+            kept = self.stored(self.cardinalities, self.dim, **self.config)
+            inference = {name: stored.bytes(quantize) for name, stored in kept.items()}
+        return Storage(inference=inference, training=tensor_bytes(self), optimizer=state)
 
     def inference_tensors(self) -> dict[str, int]:
         """Bytes of the tensors that `deploy()` keeps, by name; those of this module where both are the same."""

@@ -13,12 +13,12 @@ __all__ = ["DLRM", "load", "save"]
 
 
 def save(model: DLRM, folder: Path | str) -> int:
-    """Write the inference form: `embedding.safetensors` and `mlp.safetensors`; return the embedding's bytes."""
+    """Write a deployed model as `embedding.safetensors` and `mlp.safetensors`; return the embedding's bytes."""
     folder = Path(folder)
     about = {name: json.dumps(value) for name, value in model.shape.items()}
     save_file(model.dense_state(), folder / "mlp.safetensors", metadata=about)
     (folder / "mlp.safetensors").chmod(0o644)
-    return embeddings.save(model.embedding.deploy(), folder / "embedding.safetensors")
+    return embeddings.save(model.embedding, folder / "embedding.safetensors")
 
 
 def load(folder: Path | str) -> DLRM:

@@ -3,14 +3,18 @@
 Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems", 2019.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
+from copy import copy, deepcopy
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
 from pocketrec.embeddings.base import Embedding
+from pocketrec.embeddings.stores import Quantize
 
 
 class DLRM(nn.Module):
@@ -62,6 +66,12 @@ class DLRM(nn.Module):
     def interact(self, vectors: Tensor) -> Tensor:
         """Return the dot products of all pairs, [batch, n, dim] -> [batch, n (n - 1) / 2]."""
         return (vectors @ vectors.mT).flatten(1).index_select(1, self.pairs)
+
+    def deploy(self, quantize: Quantize | None = None) -> DLRM:
+        """Return a copy with the embedding in its inference form, ready to predict."""
+        served = copy(self)
+        served._modules = self._modules | {"embedding": self.embedding.deploy(quantize)}
+        return deepcopy(served).eval().requires_grad_(False)
 
     def dense_state(self) -> dict[str, Tensor]:
         """Return the weights outside the embedding, by name."""

@@ -322,7 +322,8 @@ def _with_metrics(folder: Path, outcome: dict[str, Any]) -> tuple[dict[str, Any]
     if outcome["status"] == "done" and not sections:
         outcome = _failed(outcome, "the notebook ended without saving metrics.json")
     sizes = sections.get("sizes", {})
-    used, budget = sizes.get("inference_bytes", 0), sizes.get("budget_bytes", float("inf"))
+    used = max(sizes.get("inference_bytes", 0), sizes.get("file_bytes", 0))
+    budget = sizes.get("budget_bytes", float("inf"))
     if used > BUDGET_TOLERANCE * budget:
         outcome = _failed(outcome, f"{used} bytes at inference are over the budget of {budget:.0f} bytes")
     return outcome, {name: sections[name] for name in record.SECTIONS if name in sections}
