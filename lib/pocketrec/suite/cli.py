@@ -184,11 +184,14 @@ def bench(
     ratio: Annotated[float, typer.Option(min=1)] = 100,
     repeats: Annotated[int, typer.Option(min=1)] = 50,
 ) -> None:
-    """Time lookup and training step of every method beside plain embedding bags."""
+    """Time lookup and training step of every method beside plain embedding bags, alone on the machine."""
     from pocketrec import data, measure
+    from pocketrec.suite import process
 
     cardinalities = data.load(dataset).cardinalities
-    typer.echo(measure.bench(cardinalities, dim=dim, ratio=ratio, repeats=repeats).to_string(index=False))
+    with process.locked(process.MACHINE_LOCK, give_up=lambda: False):  # alone on the machine
+        table = measure.bench(cardinalities, dim=dim, ratio=ratio, repeats=repeats)
+    typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
 
 
 @app.command(rich_help_panel=TOOLS)

@@ -15,8 +15,6 @@ def findings() -> Iterator[tuple[str, str, str]]:
     yield "python", platform.python_version(), ""
     yield "torch", torch.__version__, ""
     yield "cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads", ""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    yield "compiler", compiler or "none", "" if compiler else "fast lookups need g++; all works without, slower"
     if torch.cuda.is_available():
         yield "GPU", torch.cuda.get_device_name(), ""
     else:
