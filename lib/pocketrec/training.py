@@ -166,17 +166,20 @@ def predict(model: nn.Module, dataset: Dataset, split: str, device: str = "cpu")
     return torch.cat(probabilities), torch.cat(labels)
 
 
-def evaluate(model: nn.Module, dataset: Dataset, device: str = "cpu") -> tuple[dict[str, dict], Tensor]:
+def evaluate(
+    model: nn.Module, dataset: Dataset, device: str = "cpu", *, test: bool = True
+) -> tuple[dict[str, dict], Tensor]:
     """Score validation and test rows; return the scores by part and the test probabilities [rows].
 
     Parts: `validation`, `test`, `slices` of the test rows by frequency of their ids, and `bayes`, the scores
-    of the true probabilities where the dataset knows its teacher.
+    of the true probabilities where the dataset knows its teacher. With `test=False` the test rows are not
+    read: only `validation` is scored, and no probabilities are returned.
     """
+    parts: dict[str, dict] = {"validation": scores(*predict(model, dataset, "validation", device))}
+    if not test:
+        return parts, torch.empty(0)
     probabilities, labels = predict(model, dataset, "test", device)
-    parts: dict[str, dict] = {
-        "validation": scores(*predict(model, dataset, "validation", device)),
-        "test": scores(probabilities, labels),
-    }
+    parts["test"] = scores(probabilities, labels)
     rows = dataset.split("test")
     if dataset.counts is not None:
         parts["slices"] = frequency_slices(probabilities, labels, dataset.ids[rows], dataset.counts, dataset.offsets)

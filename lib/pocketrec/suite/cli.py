@@ -178,6 +178,25 @@ def prepare(
 
 
 @app.command(rich_help_panel=TOOLS)
+def sizes(
+    tables: Annotated[str, typer.Argument(help="A name in params/tables or params/datasets.")],
+    dim: Annotated[
+        int | None, typer.Option(min=1, help="Width, instead of the one that belongs to the tables.")
+    ] = None,
+    quantize: Annotated[str | None, typer.Option(help="int8 or int4: the form that is served.")] = None,
+) -> None:
+    """Show what every method takes at 2 to 10,000 times smaller, or why it cannot; no table is made."""
+    from pocketrec.suite import display
+    from pocketrec.suite.sizes import sizes as compute
+    from pocketrec.suite.sizes import tables as find
+
+    if quantize not in (None, "int8", "int4"):
+        raise UserError(f"--quantize must be int8 or int4, got {quantize}")
+    cardinalities, own_dim = find(tables)
+    display.show_sizes(_console(), compute(cardinalities, dim or own_dim, quantize=quantize))
+
+
+@app.command(rich_help_panel=TOOLS)
 def bench(
     dataset: Annotated[str, typer.Option(help="Whose tables' sizes are taken.")] = "planted",
     dim: Annotated[int, typer.Option(min=1)] = 16,
@@ -226,19 +245,25 @@ def _execute(name: str, filters: dict[str, str | None], jobs: int | None, execut
         raise UserError(f"--executor {executor} is not available; available: {', '.join(EXECUTORS)}")
     from pocketrec.suite import display, record, runner
 
-    suite, runs = _plan(name, filters)
-    pending = [run for run in runs if run.pending]
-    if retry:
-        failed = {run.name for run in pending if run.state in record.FAILURES}
-        pending = [run for run in pending if failed & {run.name, run.source}]
-    console = _console()
-    with display.Display(console, pending) as shown:
-        jobs = jobs or runner.default_jobs(suite, runs)
-        code = runner.execute(suite, pending, jobs=jobs, listener=shown)
-    shown.links()
+    console, done, worst = _console(), 0, 0
+    for stage in (("search",), ("quality", "timed")):  # the runs that a search serves depend on what it finds
+        suite, runs = _plan(name, filters)
+        pending = [run for run in runs if run.pending and run.kind in stage]
+        if retry:
+            failed = {run.name for run in pending if run.state in record.FAILURES}
+            pending = [run for run in pending if failed & {run.name, run.source}]
+        if not pending:
+            continue
+        with display.Display(console, pending) as shown:
+            jobs = jobs or runner.default_jobs(suite, runs)
+            code = runner.execute(suite, pending, jobs=jobs, listener=shown)
+        shown.links()
+        done, worst = done + len(pending), max(worst, code)
+        if code == runner.INTERRUPTED:
+            break
     states = display.counts([run.state for run in _plan(name, filters)[1]])
-    console.print(f"[bold]{suite.name}[/]: {states}" + ("" if pending else "; nothing to do"))
-    return code
+    console.print(f"[bold]{suite.name}[/]: {states}" + ("" if done else "; nothing to do"))
+    return worst
 
 
 def _title(name: str) -> str | None:

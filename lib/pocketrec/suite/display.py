@@ -43,9 +43,23 @@ def show_status(console: Console, title: str, runs: list[Run]) -> None:
     """Print how many runs are in which state, and each failure with its reason."""
     console.print(f"[bold]{escape(title)}[/]: {counts([run.state for run in runs])}")
     for run in runs:
-        if run.state in record.FAILURES:
+        if run.state in record.FAILURES and not run.settles(run.state):
             console.print(f"  {run.name}: {coloured(run.state)}: {escape(run.reason)}")
             console.print(f"    {escape(str(run.folder / 'run.ipynb'))}", soft_wrap=True)
+
+
+def show_sizes(console: Console, sizes: Any) -> None:
+    """Print the achieved ratio and size of each method by requested ratio, then the reasons of what cannot be."""
+    ratios = sorted(sizes["ratio_requested"].unique())
+    table = Table("method", *(f"{ratio:,}×" for ratio in ratios))
+    for method, rows in sizes.groupby("method", sort=False):
+        cells = rows.set_index("ratio_requested")
+        feasible = cells["reason"].isna()
+        text = {r: f"{cells['ratio_achieved'][r]:,.1f}×\n[dim]{cells['size'][r]}[/]" for r in ratios if feasible[r]}
+        table.add_row(str(method), *(text.get(r, "[blue]infeasible[/]") for r in ratios))
+    console.print(table)
+    for row in sizes[sizes["reason"].notna()].itertuples():
+        console.print(f"[dim]{row.method} at {row.ratio_requested:,}×:[/] {escape(row.reason)}", soft_wrap=True)
 
 
 class Display:
@@ -99,7 +113,7 @@ class Display:
 
     def links(self) -> None:
         """Point at the first failures: reason, notebook, log."""
-        failures = [(r, f) for r, f in self.ended if f and f["status"] in record.FAILURES]
+        failures = [(run, found) for run, found in self.ended if found and not run.settles(found["status"])]
         if not failures:
             return
         self.console.print(f"\n[red]{len(failures)} failed[/]; look at")
@@ -109,7 +123,7 @@ class Display:
                 self.console.print(f"    {escape(str(run.folder / name))}", soft_wrap=True)
 
     def _update(self, seconds: float = 0) -> None:
-        failed = sum(1 for _, found in self.ended if found and found["status"] in record.FAILURES)
+        failed = sum(1 for run, found in self.ended if found and not run.settles(found["status"]))
         done = len(self.ended) - failed
         text = f"[green]{done} done[/], [red]{failed} failed[/], {self.left} left"
         self.bar.update(self.task, advance=seconds, counts=text, running=", ".join(self.running))

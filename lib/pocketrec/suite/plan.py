@@ -28,7 +28,8 @@ class Run:
 
     Attributes:
         name: path under the suite's `runs`, like `robe/planted/r100-s0`.
-        kind: "quality", or "timed" for the latency of a quality run's saved form.
+        kind: "quality"; "search" for one that only helps to choose a parameter and leaves the test rows alone;
+            "timed" for the latency of a quality run's saved form.
         parameters: all parameters of the notebook, resolved, without `run_dir`.
         identity: method, dataset, ratio and (quality runs) seed, as they stand in the record.
         key: same key, same result.
@@ -36,6 +37,7 @@ class Run:
         options: the dataset's options.
         problem: why the run cannot start, or "".
         source: name of the quality run whose saved form a timed run measures, or "".
+        search: what the search that chose one of the parameters found, for the record, or nothing.
         state: status of its record, or todo, stale (settled under another key), running.
         reason: of a record that failed.
         seconds: how long it will probably take.
@@ -52,6 +54,7 @@ class Run:
     options: dict[str, Any]
     problem: str
     source: str
+    search: dict[str, Any]
     state: str
     reason: str
     seconds: float
@@ -69,7 +72,11 @@ class Run:
     @property
     def pending(self) -> bool:
         """Whether `run` has something to do here."""
-        return self.state not in record.SETTLED
+        return not self.settles(self.state)
+
+    def settles(self, status: str) -> bool:
+        """Whether a status is this run's answer; that a value diverges is what a search wants to know."""
+        return status in record.SETTLED or (self.kind == "search" and status == "diverged")
 
 
 def lock_file(suite: str, name: str) -> Path:
@@ -78,7 +85,10 @@ def lock_file(suite: str, name: str) -> Path:
 
 
 def plan(suite: Suite, **filters: str | None) -> list[Run]:
-    """List the runs of a suite, quality runs first.
+    """List the runs of a suite: searches, quality runs, timed runs.
+
+    Where a search is not settled yet, the parameters of the runs that wait for it are those of its first value:
+    `execute` settles searches before it plans the rest.
 
     Args:
         suite: the suite.
@@ -88,18 +98,19 @@ def plan(suite: Suite, **filters: str | None) -> list[Run]:
         UserError: for a filter that names what the suite does not have, or names that collide.
     """
     facts = _facts(suite)
-    quality = [_quality(suite, cell, facts) for cell in suite.cells]
+    searches = list(_searches(suite, facts))
+    quality = [_quality(suite, cell, facts, _found(suite, cell, searches)) for cell in suite.cells]
     timed = list(_timed(suite, quality)) if suite.timed else []
-    _check_names(suite, [*quality, *timed])
-    chosen = _filter(suite, [*quality, *timed], quality, filters)
+    _check_names(suite, [*searches, *quality, *timed])
+    chosen = _filter(suite, [*searches, *quality, *timed], quality, filters)
     durations = _durations(suite)
     return [_with_state(suite, run, durations) for run in chosen]
 
 
 def total_seconds(runs: Iterable[Run], jobs: int) -> float:
-    """How long what is pending will probably take: quality runs side by side, timed runs one by one."""
-    pending = {kind: sum(r.seconds for r in runs if r.pending and r.kind == kind) for kind in ("quality", "timed")}
-    return pending["quality"] / jobs + pending["timed"]
+    """How long what is pending will probably take: timed runs one by one, the others side by side."""
+    timed = sum(run.seconds for run in runs if run.pending and run.kind == "timed")
+    return timed + sum(run.seconds for run in runs if run.pending and run.kind != "timed") / jobs
 
 
 @dataclass(frozen=True)
@@ -130,10 +141,59 @@ def _facts(suite: Suite) -> _Facts:
     return facts
 
 
-def _quality(suite: Suite, cell: Mapping[str, Any], facts: _Facts) -> dict[str, Any]:
+def _configuration(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the seeds of one configuration share."""
+    return {axis: value for axis, value in cell.items() if axis != "seed"}
+
+
+def _searches(suite: Suite, facts: _Facts) -> Iterator[dict[str, Any]]:
+    """For every configuration, a run with its first seed for each value searched."""
+    seen = []
+    for cell in suite.cells:
+        configuration = _configuration(cell)
+        if configuration in seen:
+            continue
+        seen.append(configuration)
+        for parameter, values in suite.search.items():
+            for value in values:
+                run = _quality(suite, {**cell, parameter: value}, facts, extra={"score_test": False})
+                name = _name(run["parameters"], {**configuration, parameter: value}, "search")
+                yield run | {"name": name, "kind": "search", "cell": cell, "value": value}
+
+
+def _found(suite: Suite, cell: Mapping[str, Any], searches: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the search of a cell's configuration has found, with the value chosen on validation.
+
+    A value whose run failed has no score; where none has one, or the search is not settled, the first is taken.
+    """
+    for parameter, values in suite.search.items():
+        mine = [run for run in searches if _configuration(run["cell"]) == _configuration(cell)]
+        records = [record.read(suite.folder / "runs" / run["name"]) or {} for run in mine]
+        done = [
+            (found["metrics"]["validation"]["auc"], run["value"])
+            for run, found in zip(mine, records, strict=True)
+            if found.get("key") == run["key"] and found["status"] == "done"
+        ]
+        return {
+            "parameter": parameter,
+            "validation_auc": {_plain(value): auc for auc, value in done},
+            "chosen": max(done, key=lambda scored: scored[0])[1] if done else values[0],
+            "seconds": round(sum(found.get("seconds", 0) for found in records), 3),
+        }
+    return {}
+
+
+def _quality(
+    suite: Suite,
+    cell: Mapping[str, Any],
+    facts: _Facts,
+    search: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     defaults = suite.notebook.parameters
+    chosen = {search["parameter"]: search["chosen"]} if search else {}
     method, dataset = ({**defaults, **suite.fixed, **cell}[axis] for axis in ("method", "dataset"))
-    layers = {**defaults, **facts.recipes[dataset], **suite.fixed, **cell}
+    layers = {**defaults, **facts.recipes[dataset], **suite.fixed, **chosen, **cell, **(extra or {})}
     layers |= {"knobs": suite.knobs[method], "dataset_options": suite.options[dataset]}
     parameters = {name: layers[name] for name in defaults if name != "run_dir"}
     digest = facts.digests.get(dataset)
@@ -148,6 +208,7 @@ def _quality(suite: Suite, cell: Mapping[str, Any], facts: _Facts) -> dict[str, 
         "options": suite.options[dataset],
         "problem": facts.problems.get(dataset, ""),
         "source": "",
+        "search": dict(search or {}),
         "cell": dict(cell),
     }
 
@@ -157,7 +218,7 @@ def _timed(suite: Suite, quality: list[dict[str, Any]]) -> Iterator[dict[str, An
     defaults = suite.timed.parameters
     seen = []
     for run in quality:
-        configuration = {axis: value for axis, value in run["cell"].items() if axis != "seed"}
+        configuration = _configuration(run["cell"])
         if configuration in seen:
             continue
         seen.append(configuration)
@@ -172,6 +233,7 @@ def _timed(suite: Suite, quality: list[dict[str, Any]]) -> Iterator[dict[str, An
             "key": _hash(parameters, suite.timed.code, _code(TIMED_CODE), run["key"]),
             "source": run["name"],
             "source_key": run["key"],
+            "search": {},
         }
 
 
@@ -231,7 +293,7 @@ def _method_files(*methods: str) -> set[Path]:
 def _filter(
     suite: Suite, runs: list[dict[str, Any]], quality: list[dict[str, Any]], filters: Mapping[str, str | None]
 ) -> list[dict[str, Any]]:
-    """Keep the runs that match; a timed run goes with the quality run that it measures."""
+    """Keep the runs that match; a timed run goes with the run that it measures, a search with what it serves."""
     kept = {run["name"] for run in quality}
     for axis, text in filters.items():
         if text is None:
@@ -241,7 +303,14 @@ def _filter(
         for word in wanted - values:
             raise unknown(axis, word, values, suite.path)
         kept &= {run["name"] for run in quality if _plain(run["identity"].get(axis)) in wanted}
-    chosen = [run for run in runs if (run["source"] or run["name"]) in kept]
+    served = [_configuration(run["cell"]) for run in quality if run["name"] in kept]
+    chosen = [
+        run
+        for run in runs
+        if (
+            _configuration(run["cell"]) in served if run["kind"] == "search" else (run["source"] or run["name"]) in kept
+        )
+    ]
     if not chosen:
         raise UserError(f"{suite.path}: no run matches all of the filters given")
     return chosen
@@ -267,7 +336,7 @@ def _durations(suite: Suite) -> dict[tuple[str, ...], float]:
 
 
 def _with_state(suite: Suite, run: Mapping[str, Any], durations: Mapping[tuple[str, ...], float]) -> Run:
-    fields = {name: value for name, value in run.items() if name not in ("cell", "source_key")}
+    fields = {name: value for name, value in run.items() if name not in ("cell", "source_key", "value")}
     place = (run["kind"], run["identity"]["dataset"])
     guess = durations.get(place, suite.limits.expected_seconds)
     state, reason = state_of(suite.name, run["name"], run["key"])

@@ -74,7 +74,7 @@ class _Runner:
         with _sigterm_as_ctrl_c():
             try:
                 runs = self._prepare(runs)
-                self._side_by_side([run for run in runs if run.kind == "quality"])
+                self._side_by_side([run for run in runs if run.kind != "timed"])
                 for run in [run for run in runs if run.kind == "timed"]:
                     self._side_by_side([run])
             except KeyboardInterrupt:
@@ -135,16 +135,14 @@ class _Runner:
         elif run.problem:
             self._finish(run, self._refuse(run))
         else:
-            with process.locked(
-                process.MACHINE_LOCK, shared=run.kind == "quality", give_up=self.stop.is_set
-            ) as machine:
+            with process.locked(process.MACHINE_LOCK, shared=run.kind != "timed", give_up=self.stop.is_set) as machine:
                 self.listener.started(run)
                 self._finish(run, self._execute(run, (lock, machine)))
 
     def _finish(self, run: Run, found: dict[str, Any] | None, problem: str = "") -> None:
         if problem:
             self.listener.say(problem)
-        if problem or (found and found["status"] in record.FAILURES):
+        if problem or (found and not run.settles(found["status"])):
             self.failed = True
         self.listener.finished(run, found)
 
@@ -154,7 +152,7 @@ class _Runner:
         if found is None or found["key"] != run.key or found["status"] == "interrupted":
             return None
         recent = (run.folder / "record.json").stat().st_mtime > self.since
-        return found if recent or found["status"] in record.SETTLED else None
+        return found if recent or run.settles(found["status"]) else None
 
     def _source_is_done(self, run: Run) -> bool:
         found = record.read(run.folder.parent / Path(run.source).name)
@@ -212,6 +210,7 @@ class _Runner:
             **outcome,
             **run.identity,
             "parameters": run.parameters,
+            **({"search": run.search} if run.search else {}),
             "started": started,
             "seconds": round(seconds, 3),
             **sections,

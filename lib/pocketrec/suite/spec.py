@@ -14,14 +14,15 @@ from pocketrec import paths
 from pocketrec.errors import UserError, suggest, unknown
 from pocketrec.files import read_yaml
 
-KEYS = ("title", "notebook", "timed", "grid", "fixed", "knobs", "options", "exclude", "limits", "jobs")
-METHOD_KEYS = ("title", "knobs", "search")
+KEYS = ("title", "notebook", "timed", "grid", "fixed", "search", "knobs", "options", "exclude", "limits", "jobs")
+METHOD_KEYS = ("title", "knobs")
 AXES = ("method", "dataset", "ratio", "seed")
 RESERVED = {
     "knobs": "set it under the suite's key `knobs`",
     "dataset_options": "set it under the suite's key `options`",
     "source": "the runner sets it",
     "run_dir": "the runner sets it",
+    "score_test": "only runs of a `search` leave the test rows alone",
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -71,7 +72,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Suite:
-    """A checked suite; `cells` is the grid multiplied out, without what is excluded."""
+    """A checked suite.
+
+    `cells` is the grid multiplied out, without what is excluded; `search` holds one parameter and the values
+    from which validation chooses for every configuration, or nothing.
+    """
 
     name: str
     path: Path
@@ -80,6 +85,7 @@ class Suite:
     timed: Template | None
     cells: tuple[dict[str, Any], ...]
     fixed: dict[str, Any]
+    search: dict[str, list[Any]]
     knobs: dict[str, dict[str, Any]]
     options: dict[str, dict[str, Any]]
     limits: Limits
@@ -127,6 +133,7 @@ def load(suite: str) -> Suite:
         timed=timed,
         cells=tuple(cells),
         fixed=fixed,
+        search=_search(path, content, notebook.parameters, {*fixed, *cells[0]}),
         knobs={name: _knobs(path, content, name) for name in _values(path, resolved, "method")},
         options={name: _options(path, content, name) for name in _values(path, resolved, "dataset")},
         limits=_limits(path, content),
@@ -216,6 +223,22 @@ def _fixed(where: Path, content: Mapping, notebook: Template, timed: Template | 
     for name in fixed:
         _settable(where, "a fixed parameter", name, defaults)
     return {name: _parameter(where, name, value, defaults) for name, value in fixed.items()}
+
+
+def _search(where: Path, content: Mapping, defaults: Mapping[str, Any], taken: set[str]) -> dict[str, list[Any]]:
+    """Return the one parameter that is searched, with its values."""
+    search = _mapping(where, "search", content)
+    if len(search) > 1:
+        raise UserError(f"{where}: `search` takes one parameter, got {', '.join(search)}")
+    for name, values in search.items():
+        if name in taken:
+            raise UserError(f"{where}: `search` names {name}, which `grid` or `fixed` sets already")
+        if not isinstance(values, list) or len(values) < 2:
+            raise UserError(f"{where}: `search` of {name} needs a list of at least two values, got {values!r}")
+        if "score_test" not in defaults:
+            raise UserError(f"{where}: `search` needs a notebook with the parameter `score_test`")
+        return {name: [point[name] for point in _axis(where, name, values, defaults)]}
+    return {}
 
 
 def _axis(where: Path, key: Any, values: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,68 @@
+"""A parameter chosen on validation: every value once, on one seed, before the runs that need it."""
+
+import pytest
+
+from tests.suite.conftest import PARAMETERS, PREAMBLE
+
+PUBLISH = """
+if lr == 9.0: raise Diverged("the loss is nan")
+best = {"robe": 0.3, "full": 0.1}[method]
+scores = {"validation": {"auc": 0.8 - abs(lr - best)}}
+publish(run_dir, sizes={"budget_bytes": 100, "inference_bytes": 100}, metrics=scores)
+if score_test: publish(run_dir, metrics={**scores, "test": {"auc": 0.75}})
+"""
+SUITE = """
+grid: {method: [robe, full], dataset: tiny, ratio: 100, seed: [3, 4]}
+search: {lr: [0.1, 0.3, 9.0]}
+"""
+
+
+@pytest.fixture(scope="module")
+def searched(shared_root):
+    shared_root.notebook("train", PARAMETERS + "lr: float = 0.5\nscore_test: bool = True\n", PREAMBLE, PUBLISH)
+    shared_root.suite("search", SUITE)
+    code, out, err = shared_root.call("run", "search", "--jobs", "2")
+    assert code == 0, out + err  # a value that diverged is an answer
+    return shared_root
+
+
+def test_every_value_is_tried_once_and_without_the_test_rows(searched):
+    found = {name: record for name, record in searched.records("search").items() if record["kind"] == "search"}
+    assert sorted(found) == [f"{m}/tiny/r100-search-lr{lr}" for m in ("full", "robe") for lr in ("0.1", "0.3", "9")]
+    for record in found.values():
+        assert record["seed"] == 3 and record["parameters"]["score_test"] is False
+        assert "test" not in record.get("metrics", {})
+
+
+@pytest.mark.parametrize(("method", "best"), [("robe", 0.3), ("full", 0.1)])
+def test_every_seed_runs_with_the_value_of_the_best_validation(searched, method, best):
+    records = searched.records("search")
+    for seed in (3, 4):
+        record = records[f"{method}/tiny/r100-s{seed}"]
+        assert record["parameters"]["lr"] == best and record["metrics"]["test"]
+        assert record["search"]["chosen"] == best and record["search"]["parameter"] == "lr"
+        assert set(record["search"]["validation_auc"]) == {"0.1", "0.3"}  # what diverged has no score
+        assert record["search"]["seconds"] > 0
+
+
+def test_nothing_is_done_twice(searched):
+    before = searched.ran()
+    assert "nothing to do" in searched.call("run", "search", "--method", "robe", "--seed", "4")[1]
+    assert searched.ran() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("search: {lr: [0.1]}", "at least two values"),
+        ("search: {lr: [0.1, 0.3], seed: [1, 2]}", "one parameter"),
+        ("search: {ratio: [1, 2]}", "sets already"),
+        ("search: {rl: [1, 2]}", "unknown axis 'rl'"),
+        ("search: {lr: [0.1, 0.1]}", "twice"),
+        ("fixed: {score_test: false}", "test rows alone"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused(searched, text, message):
+    searched.suite("wrong", SUITE.splitlines()[1] + "\n" + text)
+    code, _, err = searched.call("plan", "wrong")
+    assert code == 2 and message in err and "wrong.yaml" in err

@@ -1,0 +1,36 @@
+"""Sizes by arithmetic, of the published tables and of a dataset."""
+
+import pytest
+
+from pocketrec import embeddings, paths
+from pocketrec.errors import UserError
+from pocketrec.suite.sizes import RATIOS, sizes, tables
+
+PUBLISHED = {"criteo-kaggle": (33_762_577, 16), "criteo-tb-40m": (187_767_399, 128), "avazu": (9_449_445, 16)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_tables_have_their_published_rows(name):
+    cardinalities, dim = tables(name)
+    assert (sum(cardinalities), dim) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_every_method_gives_a_size_or_a_reason(name, quantize):
+    table = sizes(*tables(name), quantize=quantize)
+    assert len(table) == len(embeddings.available()) * len(RATIOS)
+    feasible = table[table.reason.isna()]
+    assert (feasible.ratio_achieved >= feasible.ratio_requested * 0.9999).all()
+    infeasible = table[table.reason.notna()]
+    assert infeasible.ratio_achieved.isna().all() and infeasible.reason.str.len().gt(20).all()
+
+
+def test_unknown_tables_are_answered_with_the_nearest(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="did you mean 'criteo-kaggle'"):
+        tables("criteo-kagle")
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/mine.yaml").write_text("dim: 16\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: needs `dim`"):
+        tables("mine")
