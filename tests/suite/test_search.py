@@ -1,7 +1,6 @@
 """A parameter chosen on validation: every value once, on one seed, before the runs that need it."""
 
 import pytest
-
 from tests.suite.conftest import PARAMETERS, PREAMBLE
 
 PUBLISH = """

@@ -19,6 +19,7 @@ _HOME = {
     "load_curves": "results",
     "load_results": "results",
     "load_speed": "results",
+    "publish": "publishing",
     "summary": "statistics",
 }
 

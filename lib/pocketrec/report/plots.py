@@ -23,6 +23,7 @@ from pocketrec.report.columns import METRICS, times
 from pocketrec.report.statistics import finding, half_width, label, size_finding, summary, verdict
 
 INK, MUTED, GRID, ALARM, PAPER = "#1f2933", "#667380", "#dde2e8", "#c2342b", "#ffffff"
+CEILING = (0, (5, 4))  # dashes of the best reachable score
 ON_DARK, ON_LIGHT = "#f7f9fb", "#101418"  # text inside coloured cells
 FULL = ("#7b8794", "o")
 # Okabe and Ito's colours, told apart by the colour-blind, the darker ones first. A method keeps its place.
@@ -191,7 +192,7 @@ def _lines_across(ax: Axes, cells: pd.DataFrame) -> list[tuple[float, str, str]]
         found.append((row["auc"], row["label"], FULL[0]))
     if cells["bayes_auc"].notna().any():
         ceiling = cells["bayes_auc"].mean()
-        ax.axhline(ceiling, color=INK, linewidth=1.2, linestyle=(0, (5, 4)))
+        ax.axhline(ceiling, color=INK, linewidth=1.2, linestyle=CEILING)
         found.append((ceiling, "ceiling", INK))
     return found
 
@@ -239,6 +240,8 @@ def _label_left(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
 def learning_curves(curves: pd.DataFrame) -> Figure:
     """Validation AUC against training samples for each dataset (row) and ratio (panel), mean over seeds.
 
+    The dashed line is the best AUC that can be reached on the test rows, where the data's teacher is known.
+
     `curves` is what `load_curves` returns. The full table stands in every panel of its dataset.
     """
     if curves.empty or "validation_auc" not in curves:
@@ -276,6 +279,8 @@ def _curve_panel(ax: Axes, rows: pd.DataFrame) -> None:
         points = line.groupby("samples")["validation_auc"].agg(["mean", "std", "count"])
         half = half_width(points["std"], points["count"])
         _band(ax, points.index, points["mean"], half, colour(line["method"].iloc[0]), dash)
+    if rows["bayes_auc"].notna().any():
+        ax.axhline(rows["bayes_auc"].mean(), color=INK, linewidth=1.2, linestyle=CEILING)
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.xaxis.set_major_formatter(EngFormatter(sep=" "))
     ax.set(xlabel="Training samples", ylabel="Validation AUC")
@@ -288,6 +293,8 @@ def _legend(figure: Figure, frame: pd.DataFrame) -> None:
         for rows, dash in _lines(frame.drop_duplicates("label"))
     ]
     handles.sort(key=lambda handle: handle.get_color() != FULL[0])
+    if "bayes_auc" in frame and frame["bayes_auc"].notna().any():
+        handles.append(Line2D([], [], color=INK, linestyle=CEILING, linewidth=1.2, label="ceiling (best reachable)"))
     figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False)
 
 

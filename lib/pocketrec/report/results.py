@@ -46,14 +46,14 @@ def collect(suite_dir: str | Path) -> Path:
 
 
 def load_curves(path: str | Path) -> pd.DataFrame:
-    """Return one row a point of a learning curve: identity of the run, step, samples, seconds, scores."""
+    """Return one row a point of a learning curve: identity and best reachable AUC, step, samples, seconds, scores."""
     return curves(read_records(Path(path)))
 
 
 def curves(found: list[dict[str, Any]]) -> pd.DataFrame:
     """Return what `load_curves` does, from records already read."""
     rows = [
-        identity | dict(zip(record["curve"], values, strict=True))
+        identity | {"bayes_auc": _dig(record, "metrics.bayes.auc")} | dict(zip(record["curve"], values, strict=True))
         for record, identity in _quality(found)
         if record.get("curve")
         for values in zip_longest(*record["curve"].values())

@@ -159,6 +159,16 @@ def index(suite: SuiteName) -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
+def publish(suite: SuiteName) -> None:
+    """Keep a suite's records, page and dashboards in results/published/."""
+    from pocketrec import paths, report
+
+    folder = _results(suite)
+    page = report.publish(folder, paths.RESULTS / "published" / folder.name, question=_title(suite))
+    _console().print(f"kept {page.parent}", soft_wrap=True)
+
+
+@app.command(rich_help_panel=RESULTS)
 def compare(a: SuiteName, b: SuiteName) -> None:
     """Compare the results of two suites, or of two folders of results."""
     from pocketrec import report
