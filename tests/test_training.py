@@ -76,6 +76,11 @@ def test_no_prediction_beats_the_teacher(tiny):
     assert sum(part["rows"] for part in metrics["slices"].values()) == len(probabilities) == tiny.rows("test")
 
 
+def test_evaluations_are_evenly_spaced(tiny):
+    history = fit(build(tiny), tiny, batch_size=100, epochs=1.5, evaluations=5)  # 32 steps an epoch
+    assert history.frame()["step"].tolist() == [7, 13, 20, 26, 32, 39, 45, 48]
+
+
 def test_fewer_rows_and_part_of_an_epoch(tiny):
     history = fit(build(tiny), tiny, batch_size=100, train_rows=1000, epochs=1.5)
     assert (history.steps, history.samples) == (15, 1500)

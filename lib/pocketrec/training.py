@@ -83,7 +83,11 @@ def fit(
         raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
     steps_per_epoch = math.ceil(min(train_rows or math.inf, dataset.rows("train")) / batch_size)
     total = max(1, round(epochs * steps_per_epoch))
-    every = max(1, steps_per_epoch // evaluations)
+
+    def is_due(step: int) -> bool:
+        passed = [n * evaluations // steps_per_epoch for n in (step - 1, step)]
+        return passed[0] != passed[1] or step == total
+
     optims = optimizers(model, table_optimizer=table_optimizer, table_lr=table_lr, dense_lr=dense_lr)
     history, losses, best = History(), [], None
     model.train()
@@ -97,7 +101,7 @@ def fit(
                 model.embedding.adapt(history.steps, total, optims[0])
                 history.samples += len(batch.labels)
                 bar.update()
-                if history.steps % every == 0 or history.steps == total:
+                if is_due(history.steps):
                     history.seconds += time.perf_counter() - start
                     best = _evaluate(model, dataset, history, losses, best, keep, device)
                     losses = []
