@@ -56,7 +56,14 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         return state["sum"]
 
 
-TABLE_OPTIMIZERS = {"adagrad": RowwiseAdagrad, "sgd": torch.optim.SGD}
+class SGD(torch.optim.SGD):
+    """Plain gradient descent, which has no accumulators to forget."""
+
+    def reset(self, parameter: Tensor, rows: Tensor | slice = slice(None)) -> None:
+        """Do nothing, for methods that rewrite rows."""
+
+
+TABLE_OPTIMIZERS = {"adagrad": RowwiseAdagrad, "sgd": SGD}
 
 
 def optimizers(

@@ -17,10 +17,17 @@ from pocketrec.optim import RowwiseAdagrad
 CARDINALITIES = [1, 2, 7, 1009, 5000, 211]
 DIM = 16
 METHODS = embeddings.available()
-HASHING_METHODS = [m for m in METHODS if m not in ("full", "low_dim")]  # size does not follow the id range
+BY_IDS = ("full", "low_dim", "memcom", "cce", "dpq", "mgqe", "pruning")  # their size follows the number of ids
+HASHING_METHODS = [m for m in METHODS if m not in BY_IDS]
+STRAIGHT_THROUGH = ("dpq", "mgqe")  # their gradient is no derivative, by design
 
 # layers through which a quantised number passes: each adds its own rounding
 QUANTISED_LAYERS = {"low_dim": 4}
+
+# share of the budget that is used, where sizes come in steps: a table and its half, bits of a code
+USED = {"full": 0, "quotient_remainder": 0.5, "dpq": 0.7, "mgqe": 0.7}
+# ratio at which 2^31 ids still fit
+HUGE_RATIO = {"quotient_remainder": 1e4}
 
 pytestmark = pytest.mark.parametrize("method", METHODS)
 
@@ -61,9 +68,8 @@ def test_any_shape(method, data):
     cardinalities = data.draw(st.lists(st.sampled_from([1, 2, 3, 13, 97, 1009]), min_size=1, max_size=5))
     dim = data.draw(st.sampled_from([1, 2, 4, 16, 48]))
     ratio = data.draw(st.floats(1, 50))
-    knobs = {"block_size": dim} if method == "robe" else {}
     try:
-        module = make(method, ratio, cardinalities=cardinalities, dim=dim, **knobs)
+        module = make(method, ratio, cardinalities=cardinalities, dim=dim)
     except Infeasible as reason:
         assert str(reason)
         return
@@ -114,13 +120,13 @@ def test_save_and_load(method, tmp_path):
     module = make(method, seed=3)
     embeddings.save(module.deploy(), tmp_path / "e.safetensors")
     loaded = embeddings.load(tmp_path / "e.safetensors")
-    torch.testing.assert_close(loaded(draw_ids()), module(draw_ids()), rtol=0, atol=0)
+    torch.testing.assert_close(loaded(draw_ids()), module.eval()(draw_ids()), rtol=0, atol=0)
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
 def test_deployed_form_gives_the_same_outputs(method):
     module = make(method)
-    torch.testing.assert_close(module.deploy()(draw_ids()), module(draw_ids()), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(module.deploy()(draw_ids()), module.eval()(draw_ids()), rtol=1e-6, atol=1e-7)
 
 
 def test_the_size_formula_is_that_of_the_deployed_tensors(method):
@@ -139,7 +145,7 @@ def test_quantised_form(method, quantize, steps, tmp_path):
     claimed = module.stored(module.cardinalities, DIM, **module.config)
     assert embeddings.save(deployed, tmp_path / "e.safetensors") == sum(s.bytes(quantize) for s in claimed.values())
     torch.testing.assert_close(embeddings.load(tmp_path / "e.safetensors")(ids), deployed(ids), rtol=0, atol=0)
-    exact = module(ids)
+    exact = module.eval()(ids)
     scale = exact.abs().max() * QUANTISED_LAYERS.get(method, 1)
     assert (deployed(ids) - exact).abs().max() <= 2.1 * scale / steps
     assert not torch.equal(deployed(ids), exact)
@@ -152,7 +158,7 @@ def test_the_budget_binds_the_quantised_form(method, quantize):
     kept = sum(t.numel() * t.element_size() for t in module.deploy(quantize).state_dict().values())
     budget = full_bytes(cardinalities, dim) / ratio
     assert kept <= budget
-    assert kept >= 0.8 * budget or method == "full"  # one size only
+    assert kept >= USED.get(method, 0.8) * budget
 
 
 def test_deployed_form_exports(method):
@@ -207,8 +213,9 @@ def test_int32_ids(method):
 
 
 def test_gradients_are_right(method):
-    module = make(method, cardinalities=[2, 205, 3], dim=4, ratio=1 if method == "full" else 1.5,
-                  **({"block_size": 2} if method == "robe" else {})).double()  # fmt: skip
+    if method in STRAIGHT_THROUGH:
+        pytest.skip("its gradient passes straight through a step function")
+    module = make(method, 1 if method == "full" else 1.5, cardinalities=[2, 205, 3], dim=4).double()
     dense_gradients(module)
     names, values = zip(*module.named_parameters(), strict=True)
     ids = torch.tensor([[0, 204, 2], [1, 204, 0], [1, 0, 0]])
@@ -233,7 +240,7 @@ def test_more_ids_than_int32(method):
     if method not in HASHING_METHODS:
         pytest.skip("its size follows the number of ids")
     huge = 2**31 + 11
-    module = make(method, ratio=1e7, cardinalities=[huge, 50])
+    module = make(method, HUGE_RATIO.get(method, 1e7), cardinalities=[huge, 50])
     tail = module.materialize(0, slice(huge - 5, huge))
     ids = torch.tensor([[huge - 5 + i, 49 - i] for i in range(5)])
     torch.testing.assert_close(module(ids)[:, 0], tail)

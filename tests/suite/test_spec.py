@@ -37,6 +37,12 @@ def test_grid_is_a_product_of_lists_zipped_axes_and_single_values(here):
     ]
 
 
+def test_all_methods_and_one_that_exists_at_one_ratio_only(here, monkeypatch):
+    monkeypatch.setattr(standins.Full, "only_ratio", 1)
+    suite = load(here, "grid: {method: all, dataset: tiny, ratio: [10, 100]}")
+    assert [(c["method"], c["ratio"]) for c in suite.cells] == [("full", 1.0), ("robe", 10.0), ("robe", 100.0)]
+
+
 def test_exclude(here):
     suite = load(here, GRID + "exclude: [{method: full, ratio: [10]}, {method: robe, ratio: 100}]")
     assert [(c["method"], c["ratio"]) for c in suite.cells] == [("robe", 10), ("full", 100)]

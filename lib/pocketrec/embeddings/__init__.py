@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pocketrec.embeddings.base import Embedding, Infeasible, Storage, full_bytes, megabytes, tensor_bytes, undrawn
-from pocketrec.embeddings.stores import Quantize
+from pocketrec.embeddings.stores import CODE_BYTES, Quantize
 from pocketrec.errors import UserError, unknown
 
 __all__ = [
@@ -92,6 +92,8 @@ def solve(
         raise unknown(f"knob of {name}", knob, method.knobs, "embeddings")
     if not ratio >= 1:
         raise UserError(f"embeddings: ratio must be at least 1, got {ratio}")
+    if quantize is not None and quantize not in CODE_BYTES:
+        raise unknown("quantisation", quantize, CODE_BYTES, "embeddings")
     full = full_bytes(cardinalities, dim)
     if quantize is None:
         return method.solve(cardinalities, dim, full / ratio, **knobs)

@@ -8,7 +8,7 @@ A method is one file beside this one, holding one subclass of `Embedding`. It is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -57,13 +57,17 @@ class Embedding(nn.Module):
 
     Attributes:
         name: what params files and records call the method.
+        paper: where it was published, as short as `MLSys 2022`.
         knobs: its choices and their defaults, all accepted by `solve`.
+        only_ratio: the one ratio at which it exists, where there is only one.
         out_dim: width of the output; `dim` unless the method's very idea is a smaller one.
         config: the arguments, beside cardinalities, dim and seed, that rebuild this instance.
     """
 
     name: ClassVar[str]
+    paper: ClassVar[str] = ""
     knobs: ClassVar[dict[str, Any]] = {}
+    only_ratio: ClassVar[float | None] = None
 
     def __init__(self, cardinalities: Sequence[int], dim: int, seed: int, **config: Any) -> None:
         super().__init__()
@@ -193,6 +197,45 @@ def tensor_bytes(module: nn.Module) -> dict[str, int]:
 def full_bytes(cardinalities: Iterable[int], dim: int) -> int:
     """Bytes of the uncompressed float32 tables: the numerator of every ratio."""
     return FLOAT_BYTES * dim * sum(cardinalities)
+
+
+def share_out(
+    cardinalities: Sequence[int],
+    budget: float,
+    threshold: int,
+    cost: Callable[[int, int], float] = lambda n, rows: rows,
+) -> list[int] | None:
+    """Share a budget out among tables: each gets max(min(n, threshold), floor(share n)) rows, with the largest share.
+
+    Where the threshold alone would claim over half of what is left beside single rows, it is halved until it
+    does not: at high ratios small tables are kept whole, or nearly, but not at the price of all others.
+
+    Args:
+        cardinalities: ids n of each table.
+        budget: in the unit of `cost`.
+        threshold: rows that every table gets, or as many as it has ids.
+        cost: what a table of n ids takes with some number of rows; grows with the rows. The rows, by default.
+
+    Returns:
+        Rows of each table, or None if even single rows do not fit.
+    """
+
+    def rows(share: float, threshold: int) -> list[int]:
+        return [max(min(n, threshold), int(n * share), 1) for n in cardinalities]
+
+    def total(share: float, threshold: int) -> float:
+        return sum(map(cost, cardinalities, rows(share, threshold)))
+
+    least = total(0, 1)
+    if least > budget:
+        return None
+    while threshold > 1 and total(0, threshold) > (least + budget) / 2:
+        threshold //= 2
+    low, high = (1.0, 1.0) if total(1, threshold) <= budget else (0.0, 1.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if total(middle, threshold) <= budget else (low, middle)
+    return rows(low, threshold)
 
 
 def offsets(rows: Sequence[int]) -> Tensor:

@@ -28,6 +28,8 @@ class Full(Embedding):
     """One row an id. Nothing is shared, nothing is saved."""
 
     name = "full"
+    paper = "DLRM, 2019"
+    only_ratio = 1
 
     @classmethod
     def solve(cls, cardinalities: Sequence[int], dim: int, budget_bytes: float) -> dict[str, Any]:

@@ -6,8 +6,8 @@
 Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009. Tables of up to `threshold`
 rows are kept whole (DLRM's public code: 200) and larger ones get at least as many: at high ratios a small
 table hashed in proportion would lose most of what it knows. Where the threshold alone would claim over half of
-the budget it is halved until it does not. `hash: modulo` takes x mod m_t, which mixes early, frequent ids with
-late, rare ones when ids are in order of first appearance.
+the budget it is halved until it does not (`base.share_out`). `hash: modulo` takes x mod m_t, which mixes early,
+frequent ids with late, rare ones when ids are in order of first appearance.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ from pocketrec.embeddings.base import (
     generator,
     megabytes,
     offsets,
+    share_out,
     uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored
@@ -34,6 +35,7 @@ class Hashing(Embedding):
     """Per-table hashing with a threshold under which a table is kept whole."""
 
     name = "hashing"
+    paper = "ICML 2009"
     knobs = {"threshold": 200, "hash": "universal"}
 
     @classmethod
@@ -46,26 +48,14 @@ class Hashing(Embedding):
         threshold: int = 200,
         hash: str = "universal",
     ) -> dict[str, Any]:
-        """Lower the threshold until it claims at most half of the budget, then bisect the share."""
-        budget = int(budget_bytes) // (FLOAT_BYTES * dim)
-        if len(cardinalities) > budget:
+        """Share the rows out; see `base.share_out`."""
+        rows = share_out(cardinalities, int(budget_bytes) // (FLOAT_BYTES * dim), threshold)
+        if rows is None:
             raise Infeasible(
                 f"hashing with a single row a table takes {megabytes(len(cardinalities) * dim * FLOAT_BYTES)} "
                 f"of a {megabytes(budget_bytes)} budget"
             )
-        while threshold > 1 and sum(min(n, threshold) for n in cardinalities) > budget / 2:
-            threshold //= 2
-
-        def rows(share: float) -> list[int]:
-            return [max(min(n, threshold), int(n * share), 1) for n in cardinalities]
-
-        low, high = 0.0, 1.0
-        if sum(rows(high)) <= budget:
-            low = high
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if sum(rows(middle)) <= budget else (low, middle)
-        return {"rows": rows(low), "hash": hash}
+        return {"rows": rows, "hash": hash}
 
     @classmethod
     def stored(

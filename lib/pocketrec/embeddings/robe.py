@@ -6,9 +6,17 @@
 
 Desai, Chou & Shrivastava, "Random Offset Block Embedding Array (ROBE) for CriteoTB benchmark MLPerf DLRM
 model: 1000x compression and 3.1x faster inference", MLSys 2022. The array's size |M| is the budget itself,
-so any ratio can be had; P = 2^61 - 1 here, exactly. `block_size` Z divides dim: Z = 1 shares single
-elements, Z = dim whole rows. One initial scale serves all tables: U(-s, s) with s = 1/sqrt(largest n_t) as
-in the authors' DLRM fork, or `init_scale`.
+so any ratio can be had. `block_size` Z divides dim: Z = 1 shares single elements, Z = dim whole rows; the
+default is the largest divisor of dim up to 32, the block of the authors' 10,000x model: longer ones gain no
+speed (two cache lines) and make two ids that collide share more. P = 2^61 - 1, exactly, or with
+`hash: multiply_shift` the high word of the sum modulo 2^64, which costs less and needs |M| <= 2^31.
+
+`layout: authors` is what their public code computes: x' = x + rows of all tables before, one start a block,
+
+    h(x', c) = ((R3 x' + R2 c + R1) mod 2038074743) mod (|M| - Z + 1)
+
+with fixed constants, no sign and no wrap. One initial scale serves all tables: U(-s, s) with
+s = 1/sqrt(largest n_t) as in the authors' DLRM fork, or `init_scale`.
 """
 
 from collections.abc import Sequence
@@ -18,16 +26,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocketrec.embeddings import universal_hash
-from pocketrec.embeddings.base import FLOAT_BYTES, Embedding, Infeasible, generator, megabytes, uniform_
+from pocketrec.embeddings import multiply_shift, universal_hash
+from pocketrec.embeddings.base import FLOAT_BYTES, Embedding, Infeasible, generator, megabytes, offsets, uniform_
 from pocketrec.embeddings.stores import Array, Stored
+
+AUTHORS_PRIME = 2038074743
+AUTHORS_R1, AUTHORS_R2, AUTHORS_R3 = 634329019, 1825252241, 871205356  # numpy's RandomState(1024).randint(0, prime)
 
 
 class Robe(Embedding):
     """One array of `size` floats serves every table."""
 
     name = "robe"
-    knobs = {"block_size": 16, "sign": False, "init_scale": None}
+    paper = "MLSys 2022"
+    knobs = {"block_size": None, "hash": "universal", "layout": "paper", "sign": False, "init_scale": None}
 
     @classmethod
     def solve(
@@ -36,17 +48,25 @@ class Robe(Embedding):
         dim: int,
         budget_bytes: float,
         *,
-        block_size: int = 16,
+        block_size: int | None = None,
+        hash: str = "universal",
+        layout: str = "paper",
         sign: bool = False,
         init_scale: float | None = None,
     ) -> dict[str, Any]:
         """The whole budget is the array."""
-        if block_size < 1 or dim % block_size:
-            raise ValueError(f"robe: block_size must divide dim = {dim}, got {block_size}")
+        block_size = block_size or largest_divisor(dim, 32)
         size = min(int(budget_bytes) // FLOAT_BYTES, dim * sum(cardinalities))
         if size < block_size:
             raise Infeasible(f"a {megabytes(budget_bytes)} budget does not hold one ROBE block of {block_size} floats")
-        return {"size": size, "block_size": block_size, "sign": sign, "init_scale": init_scale}
+        return {
+            "size": size,
+            "block_size": block_size,
+            "hash": hash,
+            "layout": layout,
+            "sign": sign,
+            "init_scale": init_scale,
+        }
 
     @classmethod
     def stored(cls, cardinalities: Sequence[int], dim: int, *, size: int, **_: Any) -> dict[str, Stored]:
@@ -59,48 +79,111 @@ class Robe(Embedding):
         *,
         seed: int,
         size: int,
-        block_size: int = 16,
+        block_size: int,
+        hash: str = "universal",
+        layout: str = "paper",
         sign: bool = False,
         init_scale: float | None = None,
     ) -> None:
-        super().__init__(cardinalities, dim, seed, size=size, block_size=block_size, sign=sign, init_scale=init_scale)
+        super().__init__(
+            cardinalities,
+            dim,
+            seed,
+            size=size,
+            block_size=block_size,
+            hash=hash,
+            layout=layout,
+            sign=sign,
+            init_scale=init_scale,
+        )
+        if block_size < 1 or dim % block_size:
+            raise ValueError(f"{self.name}: block_size must divide dim = {dim}, got {block_size}")
+        if hash not in ("universal", "multiply_shift") or layout not in ("paper", "authors"):
+            raise ValueError(
+                f"{self.name}: hash must be 'universal' or 'multiply_shift' and layout 'paper' or 'authors', "
+                f"got {hash!r} and {layout!r}"
+            )
+        if hash == "multiply_shift" and size > multiply_shift.MAX_SLOTS:
+            raise ValueError(f"{self.name}: multiply_shift reaches 2^31 floats, not {size}: take hash: universal")
+        if layout == "authors" and (sign or hash != "universal" or sum(cardinalities) * AUTHORS_PRIME >= 1 << 63):
+            raise ValueError(f"{self.name}: layout: authors has a hash of its own, no sign, and room for 4.5e9 rows")
+        self.block_size, self.hash, self.layout, self.sign = block_size, hash, layout, sign
         self.array = Array(size)
         uniform_(self.array.weight.data, init_scale or 1 / sqrt(max(self.cardinalities)), generator(seed))
         draw = generator(seed, 1)
-        self.place = tuple(universal_hash.coefficients(draw, 4).tolist())  # A, B, C, D
-        self.flip = tuple(universal_hash.coefficients(draw, 4).tolist())
+        family = universal_hash if hash == "universal" else multiply_shift
+        self.place = tuple(family.coefficients(draw, 4).tolist())  # A, B, C, D
+        self.flip = tuple(family.coefficients(draw, 4).tolist())
         self.constant("within_block", torch.arange(block_size))
+        self.constant("offsets", offsets(self.cardinalities))
+        self._windows([size])
+
+    def _windows(self, sizes: Sequence[int]) -> None:
+        """Say which part of the array serves a table: all of it, or the next `sizes[t]` floats."""
+        self.sizes = list(sizes)
+        self.constant("size", torch.tensor(sizes).unsqueeze(1))  # [1 or features, 1]
+        self.constant("base", offsets(sizes).unsqueeze(1))
 
     def lookup(self, ids: Tensor) -> Tensor:
-        size, blocks = self.config["size"], self.dim // self.config["block_size"]
-        start = self._hash(self.place, ids, blocks) % size  # [batch, features, blocks]
-        index = start.unsqueeze(-1) + self.within_block  # [batch, features, blocks, Z]
-        index = torch.where(index >= size, index - size, index)
+        index = self._starts(ids).unsqueeze(-1) + self.within_block  # [batch, features, blocks, Z]
+        size, base = self.size.unsqueeze(-1), self.base.unsqueeze(-1)
+        index = torch.where(index >= size, index - size, index) + base
         values = self.array(index).view(*ids.shape, self.dim)
-        if self.config["sign"]:
-            bit = self._hash(self.flip, ids, self.dim) & 1
+        if self.sign:
+            hashed = self._hash(self.flip, ids, self.dim)
+            bit = hashed & 1 if self.hash == "universal" else hashed >> 31
             values = values * (2 * bit - 1)
         return values
 
+    def _starts(self, ids: Tensor) -> Tensor:
+        """Return where each block starts in its window: [batch, features] -> [batch, features, blocks]."""
+        blocks = self.dim // self.block_size
+        if self.layout == "authors":
+            piece = ids.new_tensor([AUTHORS_R2 * c + AUTHORS_R1 for c in range(blocks)])
+            hashed = ((ids + self.offsets) * AUTHORS_R3).unsqueeze(-1) + piece
+            return hashed % AUTHORS_PRIME % (self.size - self.block_size + 1)
+        hashed = self._hash(self.place, ids, blocks)
+        return hashed % self.size if self.hash == "universal" else (hashed * self.size) >> 32
+
     def _hash(self, coefficients: Sequence[int], ids: Tensor, pieces: int) -> Tensor:
-        """Hash (table, id, piece) into [0, P): [batch, features] -> [batch, features, pieces]."""
+        """Hash (table, id, piece) into [0, P) or [0, 2^32): [batch, features] -> [batch, features, pieces]."""
         a, b, c, d = coefficients
+        if self.hash == "multiply_shift":
+            table = ids.new_tensor([multiply_shift.signed(a * t + d) for t in range(ids.shape[1])])
+            piece = ids.new_tensor([multiply_shift.signed(c * i) for i in range(pieces)])
+            return multiply_shift.high_word((ids * b + table).unsqueeze(-1) + piece)
         row = universal_hash.multiply(ids.new_tensor(b), ids, wide=max(self.cardinalities) >= 1 << 31)
         table = ids.new_tensor([(a * t + d) % universal_hash.P for t in range(ids.shape[1])])
         piece = ids.new_tensor([c * i % universal_hash.P for i in range(pieces)])
         return universal_hash.add(universal_hash.add(row, table).unsqueeze(-1), piece)
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
-        ids = self.feature_rows(feature, rows).tolist()
-        size, width = self.config["size"], self.config["block_size"]
-
-        def hashed(coefficients: Sequence[int], x: int, piece: int) -> int:
-            a, b, c, d = coefficients
-            return (a * feature + b * x + c * piece + d) % universal_hash.P
-
-        slots = [(hashed(self.place, x, i // width) % size + i % width) % size for x in ids for i in range(self.dim)]
+        ids, width = self.feature_rows(feature, rows).tolist(), self.block_size
+        window = feature % len(self.sizes)
+        size, base = self.sizes[window], sum(self.sizes[:window])
+        slots = [base + (self._start(feature, x, i // width) + i % width) % size for x in ids for i in range(self.dim)]
         table = self.array.weight[slots].view(-1, self.dim)
-        if self.config["sign"]:
-            bits = [hashed(self.flip, x, i) % 2 for x in ids for i in range(self.dim)]
-            table = table * (2 * table.new_tensor(bits).view_as(table) - 1)
+        if self.sign:
+            bit = 1 if self.hash == "universal" else 1 << 63
+            signs = [1 if self._mixed(self.flip, feature, x, i) & bit else -1 for x in ids for i in range(self.dim)]
+            table = table * table.new_tensor(signs).view_as(table)
         return table
+
+    def _start(self, feature: int, x: int, piece: int) -> int:
+        size = self.sizes[feature % len(self.sizes)]
+        if self.layout == "authors":
+            row = sum(self.cardinalities[:feature]) + x
+            hashed = (row * AUTHORS_R3 + piece * AUTHORS_R2 + AUTHORS_R1) % AUTHORS_PRIME
+            return hashed % (size - self.block_size + 1)
+        mixed = self._mixed(self.place, feature, x, piece)
+        return mixed % size if self.hash == "universal" else ((mixed >> 32) * size) >> 32
+
+    def _mixed(self, coefficients: Sequence[int], feature: int, x: int, piece: int) -> int:
+        a, b, c, d = coefficients
+        modulus = universal_hash.P if self.hash == "universal" else 1 << 64
+        return (a * feature + b * x + c * piece + d) % modulus
+
+
+def largest_divisor(dim: int, limit: int) -> int:
+    """Return the largest divisor of dim that is at most `limit`."""
+    return max(z for z in range(1, limit + 1) if dim % z == 0)

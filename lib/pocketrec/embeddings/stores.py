@@ -57,6 +57,13 @@ class Rows(nn.Module):
         return F.embedding(index, self.weight, sparse=self.sparse)
 
 
+class Narrow(Rows):
+    """Rows of one or a few numbers: trained like `Rows`, quantised like `Array`, as a scale a row would outweigh them.
+
+    Its `Stored` is of kind `array`.
+    """
+
+
 class Array(nn.Module):
     """A flat array [size] of which any element may be read, by many readers; its gradient is dense."""
 
@@ -151,7 +158,19 @@ class QuantizedWeights(nn.Module):
         return self.packed.split(self.packed.codes).flatten()[: prod(self.shape)].view(self.shape)
 
 
-TWINS = {Rows: QuantizedRows, Array: QuantizedArray, Weights: QuantizedWeights}
+class QuantizedNarrow(QuantizedArray):
+    """The twin of `Narrow`: one scale and offset for each group of 64 neighbours, across rows."""
+
+    def __init__(self, store: Narrow, quantize: Quantize) -> None:
+        super().__init__(store, quantize)
+        self.width = store.weight.shape[1]
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Read rows: int64 [...] -> float32 [..., width]."""
+        return super().forward(index.unsqueeze(-1) * self.width + torch.arange(self.width, device=index.device))
+
+
+TWINS = {Rows: QuantizedRows, Narrow: QuantizedNarrow, Array: QuantizedArray, Weights: QuantizedWeights}
 
 
 def quantize_stores(module: nn.Module, quantize: Quantize) -> None:

@@ -188,6 +188,14 @@ def prepare(
 
 
 @app.command(rich_help_panel=TOOLS)
+def methods() -> None:
+    """List the methods: paper, idea, what they save, how far they go (as Markdown)."""
+    from pocketrec.suite.sizes import markdown, overview
+
+    typer.echo(markdown(overview()))
+
+
+@app.command(rich_help_panel=TOOLS)
 def sizes(
     tables: Annotated[str, typer.Argument(help="A name in params/tables or params/datasets.")],
     dim: Annotated[

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from pocketrec.suite import record
 from pocketrec.suite.plan import Run, total_seconds
@@ -51,7 +51,7 @@ def show_status(console: Console, title: str, runs: list[Run]) -> None:
 def show_sizes(console: Console, sizes: Any) -> None:
     """Print the achieved ratio and size of each method by requested ratio, then the reasons of what cannot be."""
     ratios = sorted(sizes["ratio_requested"].unique())
-    table = Table("method", *(f"{ratio:,}×" for ratio in ratios))
+    table = Table(Column("method", no_wrap=True), *(f"{ratio:,}×" for ratio in ratios))
     for method, rows in sizes.groupby("method", sort=False):
         cells = rows.set_index("ratio_requested")
         feasible = cells["reason"].isna()

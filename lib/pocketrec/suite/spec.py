@@ -247,6 +247,10 @@ def _axis(where: Path, key: Any, values: Any, defaults: Mapping[str, Any]) -> li
     for name in names:
         _settable(where, "an axis", name, defaults)
     values = values if isinstance(values, list) else [values]
+    if names == ["method"] and values == ["all"]:
+        from pocketrec.embeddings import available
+
+        values = available()
     if not values:
         raise UserError(f"{where}: axis `{key}` is empty; give at least one value")
     rows = [[value] for value in values] if len(names) == 1 else values
@@ -269,11 +273,20 @@ def _cells(where: Path, content: Mapping[str, Any], defaults: Mapping[str, Any])
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{where}: axis `{name}` stands in `grid` twice")
-    cells = [{k: v for point in points for k, v in point.items()} for points in product(*axes)]
+    cells = [_at_its_ratio({k: v for point in points for k, v in point.items()}) for points in product(*axes)]
+    cells = [cell for index, cell in enumerate(cells) if cell not in cells[:index]]
     kept = [cell for cell in cells if not any(_matches(cell, rule) for rule in _exclude(where, content, cells))]
     if not kept:
         raise UserError(f"{where}: `exclude` leaves no run of the grid")
     return kept
+
+
+def _at_its_ratio(cell: dict[str, Any]) -> dict[str, Any]:
+    """Return the cell at the only ratio its method exists at, if there is one: the full table runs once."""
+    from pocketrec.embeddings import METHODS
+
+    only = METHODS[cell["method"]].only_ratio if {"method", "ratio"} <= cell.keys() else None
+    return cell if only is None else {**cell, "ratio": float(only)}
 
 
 def _exclude(where: Path, content: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, list]]:
