@@ -17,7 +17,17 @@ from pocketrec.optim import RowwiseAdagrad
 CARDINALITIES = [1, 2, 7, 1009, 5000, 211]
 DIM = 16
 METHODS = embeddings.available()
-BY_IDS = ("full", "low_dim", "memcom", "cce", "dpq", "mgqe", "pruning")  # their size follows the number of ids
+BY_IDS = (
+    "full",
+    "low_dim",
+    "mixed_dim",
+    "mlet",
+    "memcom",
+    "cce",
+    "dpq",
+    "mgqe",
+    "pruning",
+)  # their size follows the number of ids
 HASHING_METHODS = [m for m in METHODS if m not in BY_IDS]
 STRAIGHT_THROUGH = ("dpq", "mgqe")  # their gradient is no derivative, by design
 
@@ -27,7 +37,7 @@ QUANTISED_LAYERS = {"low_dim": 4}
 # share of the budget that is used, where sizes come in steps: a table and its half, bits of a code
 USED = {"full": 0, "quotient_remainder": 0.5, "dpq": 0.7, "mgqe": 0.7}
 # ratio at which 2^31 ids still fit
-HUGE_RATIO = {"quotient_remainder": 1e4}
+HUGE_RATIO = {"quotient_remainder": 1e4, "tt_rec": 1e6}
 
 pytestmark = pytest.mark.parametrize("method", METHODS)
 

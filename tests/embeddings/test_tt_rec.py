@@ -1,0 +1,120 @@
+"""TT-Rec: published sizes by arithmetic, factors that always exist, initial values, and the cache of hot rows."""
+
+from math import prod, sqrt
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketrec import embeddings
+from pocketrec.embeddings.base import full_bytes
+from pocketrec.embeddings.tt_rec import CUT_VARIANCE, TTRec, factor_dim, factor_rows
+from pocketrec.optim import RowwiseAdagrad
+from pocketrec.suite.sizes import tables as published
+
+KAGGLE, _ = published("criteo-kaggle")
+# Criteo-TB with ids capped at 10 M and negatives sub-sampled: cardinalities of MLPerf's inference reference
+TB_10M = [
+    9980333, 36084, 17217, 7378, 20134, 3, 7112, 1442, 61, 9758201, 1333352, 313829, 10,
+    2208, 11156, 122, 4, 970, 14, 9994222, 7267859, 9946608, 415421, 12420, 101, 36,
+]  # fmt: skip
+
+
+def ratio(cardinalities, dim, tables, rank):
+    """Full bytes over those with a rank, whatever the budget."""
+    largest = sorted(sorted(range(26), key=lambda t: -cardinalities[t])[:tables])
+    stored = TTRec.stored(cardinalities, dim, tables=largest, rank=rank, cores=3, cache=0)
+    return full_bytes(cardinalities, dim) / sum(tensor.bytes() for tensor in stored.values())
+
+
+@pytest.mark.parametrize(
+    ("cardinalities", "dim", "tables", "rank", "expected"),
+    [
+        (KAGGLE, 16, 7, 8, 222),
+        (KAGGLE, 16, 7, 16, 188),
+        (KAGGLE, 16, 7, 32, 118),
+        (TB_10M, 64, 7, 8, 112.5),
+        (KAGGLE, 16, 3, 1, 4.1),
+        (KAGGLE, 16, 5, 1, 59),
+        (KAGGLE, 16, 7, 1, 240),
+    ],
+)
+def test_published_ratios_come_out_of_the_arithmetic(cardinalities, dim, tables, rank, expected):
+    assert ratio(cardinalities, dim, tables, rank) == pytest.approx(expected, rel=0.01)
+
+
+@given(rows=st.integers(1, 10**9), cores=st.integers(2, 4))
+def test_rows_are_always_factored_and_tightly(rows, cores):
+    factors = factor_rows(rows, cores)
+    assert len(factors) == cores and rows <= prod(factors) <= (rows ** (1 / cores) + 1) ** cores * 1.001
+
+
+@given(dim=st.integers(1, 512), cores=st.integers(2, 4))
+def test_dim_is_always_factored_exactly(dim, cores):
+    factors = factor_dim(dim, cores)
+    assert len(factors) == cores and prod(factors) == dim
+    assert factor_dim(128, 3) == [4, 4, 8]
+
+
+@pytest.mark.parametrize("cores", [2, 3, 4])
+@pytest.mark.parametrize("dim", [7, 16, 128])
+def test_a_row_is_a_product_of_slices(cores, dim):
+    e = embeddings.build("tt_rec", cardinalities=[5000, 3], dim=dim, ratio=1.5, cores=cores, rank=3, tables=1)
+    p, q = factor_rows(5000, cores), factor_dim(dim, cores)
+    digits = torch.unravel_index(torch.tensor(4321), p)
+    product = torch.ones(1, 1)
+    for k, (core, digit) in enumerate(zip(e.cores, digits, strict=True)):
+        left, right = (1 if k == 0 else 3), (1 if k == cores - 1 else 3)
+        block = core.weight[digit].view(left, q[k] * right)
+        product = (product @ block).reshape(-1, right)
+    torch.testing.assert_close(e(torch.tensor([[4321, 0]]))[0, 0], product.flatten())
+
+
+@pytest.mark.parametrize(("init", "wider"), [("scaled_gaussian", 1), ("gaussian", 1), ("uniform", 1)])
+def test_initial_rows_have_the_variance_of_a_full_table(init, wider):
+    e = embeddings.build("tt_rec", cardinalities=[20_000], dim=16, ratio=1, tables=1, rank=8, init=init)
+    assert e.materialize(0).std().item() == pytest.approx(wider / sqrt(3 * 20_000), rel=0.2)
+
+
+def test_the_published_initialisation_is_too_wide_by_rank_and_cut():
+    e = embeddings.build("tt_rec", cardinalities=[20_000], dim=16, ratio=1, tables=1, rank=8, init="sampled_gaussian")
+    expected = 8 * CUT_VARIANCE**1.5 / sqrt(3 * 20_000)
+    assert e.materialize(0).std().item() == pytest.approx(expected, rel=0.2)
+
+
+def with_cache(cache=10):
+    e = embeddings.build("tt_rec", cardinalities=[3000, 40], dim=8, ratio=2, tables=1, rank=4, cache=cache)
+    optimizer = RowwiseAdagrad(e.parameters(), lr=0.1)
+    hot = torch.tensor([[7 * i, 0] for i in range(10)])
+    for step in range(1, 21):
+        optimizer.zero_grad()
+        e(hot).square().sum().backward()
+        optimizer.step()
+        e.adapt(step, 40, optimizer)
+    return e, hot, optimizer
+
+
+def test_the_cache_takes_in_the_rows_that_are_read_and_answers_for_them():
+    e, hot, _ = with_cache()
+    assert e.cache_hit_rate(hot) == 1 and e.cache_hit_rate(hot + torch.tensor([1, 0])) == 0
+    torch.testing.assert_close(e.eval()(hot)[:, 0], e.materialize(0)[hot[:, 0]])
+
+
+def test_a_new_row_starts_as_the_product_of_its_cores_and_then_learns_alone():
+    e, hot, optimizer = with_cache()
+    cores = [core.weight.detach().clone() for core in e.cores]
+    before = e(hot)[:, 0].detach().clone()
+    optimizer.zero_grad()
+    e(hot)[:, 0].sum().backward()
+    optimizer.step()
+    assert not torch.equal(e(hot)[:, 0], before)
+    assert all(torch.equal(core.weight, old) for core, old in zip(e.cores, cores, strict=True))
+
+
+def test_the_cache_and_its_bookkeeping_are_counted():
+    e, hot, _ = with_cache()
+    storage = e.storage()
+    assert storage.inference["cached_ids"] == 4 * 10 and storage.inference["cached.weight"] == 4 * 8 * 10
+    assert "counts" not in storage.inference and storage.training["counts"] == 4 * 3000
+    torch.testing.assert_close(e.deploy()(hot), e.eval()(hot))
