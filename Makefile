@@ -50,7 +50,7 @@ compare: $(READY) ## compare two results folders: A=results/quick B=../other/res
 	@$(BIN)/pocketrec compare $(COMPARED)
 
 lab: $(READY) ## open JupyterLab on the notebooks (localhost only, with its own token)
-	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 notebooks
+	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 bench: $(READY) ## time every method's lookup and training step beside nn.EmbeddingBag
 	@$(BIN)/pocketrec bench

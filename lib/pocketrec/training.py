@@ -81,6 +81,8 @@ def fit(
     """
     if keep not in ("best", "last"):
         raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
+    if batch_size < 1 or epochs <= 0 or train_rows < 0:
+        raise ValueError(f"batch_size, epochs, train_rows cannot be {batch_size}, {epochs}, {train_rows}")
     steps_per_epoch = math.ceil(min(train_rows or math.inf, dataset.rows("train")) / batch_size)
     total = max(1, round(epochs * steps_per_epoch))
 

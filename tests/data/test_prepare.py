@@ -23,6 +23,16 @@ def start(root: Path, options: dict) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
+@pytest.mark.parametrize("name", ["ids.npy", "labels.npy", "counts.npy", "meta.json"])
+def test_a_damaged_folder_is_prepared_again(root, name):
+    folder = data.prepare("planted", TINY, progress=False)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    assert (data.prepare("planted", TINY, progress=False) / name).read_bytes() == whole
+    (folder / name).unlink()
+    assert (data.prepare("planted", TINY, progress=False) / name).read_bytes() == whole
+
+
 def test_prepared_folder_holds_what_its_meta_says(root):
     folder = data.prepare("planted", TINY, progress=False)
     dataset = data.load("planted", **TINY)

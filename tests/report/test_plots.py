@@ -4,6 +4,7 @@ from matplotlib.colors import to_hex
 
 from pocketrec import report
 from pocketrec.report import plots
+from pocketrec.report.statistics import finding
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,20 @@ def test_one_run_of_one_method(tmp_path, method):
     for draw in (plots.auc_vs_ratio, plots.auc_vs_bytes, plots.status_map):
         draw(results).canvas.draw()
     plots.learning_curves(report.load_curves(folder)).canvas.draw()
+
+
+def test_curves_without_a_validation_score_give_a_sentence(results, suite):
+    curves = report.load_curves(suite)
+    assert "No learning curve" in _texts(plots.learning_curves(curves.assign(validation_auc=float("nan"))))
+
+
+def test_a_cell_with_a_failed_seed_does_not_make_the_headline(tmp_path):
+    done = [
+        records.quality(method, "planted", ratio, 0) for method, ratio in (("full", 1), ("robe", 10), ("hashing", 10))
+    ]
+    lost = [records.failed("oom", "MemoryError: 4 GB", "robe", "planted", 10, 1)]
+    results = report.load_results(records.write(tmp_path, done + lost))
+    assert "hashing at 10" in finding(results)
 
 
 def test_only_failures_give_a_sentence(tmp_path):

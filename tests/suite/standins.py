@@ -8,6 +8,8 @@ import json
 import sys
 from types import ModuleType
 
+import polars  # noqa: F401  it takes over SIGINT, as it does for users
+
 import pocketrec
 from pocketrec import paths
 from pocketrec.errors import UserError, unknown

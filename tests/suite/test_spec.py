@@ -61,6 +61,10 @@ def test_numbers_of_yaml_1_2(here):
 @pytest.mark.parametrize(
     ("text", "message"),
     {
+        "NaN": ("fixed: {epochs: .nan}\n" + GRID, "`epochs` must be a finite number"),
+        "infinity in a list": ("grid: {method: robe, dataset: tiny, epochs: [1, .inf]}", "must be a finite number"),
+        "no threads": ("fixed: {threads: 0}\n" + GRID, "`threads` must be above 0"),
+        "negative epochs": ("fixed: {epochs: -1}\n" + GRID, "`epochs` must be above 0"),
         "unknown key": ("gird: {}", "unknown key 'gird'; did you mean 'grid'?"),
         "duplicate key": (GRID + GRID, "s.yaml:"),
         "empty file": ("", "expected a mapping"),

@@ -80,14 +80,23 @@ def prepare(
     if raw is not None and "file" not in choice.content:
         raise UserError(f"{name}: takes no raw file, since it is not one that is downloaded")
     folder = paths.DATA / "prepared" / f"{name}-{choice.digest[:12]}"
-    if folder.is_dir():
+    if _is_whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder.parent)
     with FileLock(_lock(folder)):
-        if not folder.is_dir():
+        if not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
             _build(choice, folder, raw, progress)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a prepared folder is there and no array of it is missing or cut short."""
+    try:
+        return Dataset.open(folder).is_whole
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _build(choice: _Choice, folder: Path, raw: Path | None, progress: bool) -> None:
@@ -141,6 +150,9 @@ def _content(name: str) -> dict[str, Any]:
     for key in content:
         if key not in KEYS:
             raise unknown("key", key, KEYS, path)
+    for key in ("file", "options", "recipe"):
+        if not isinstance(content.get(key) or {}, dict):
+            raise UserError(f"{path}: `{key}` must be a mapping of names to values, got {content[key]!r}")
     return content
 
 

@@ -90,7 +90,13 @@ def _split_rows(table: pl.LazyFrame, where: object) -> list[int]:
         raise UserError(f"{where}: no training rows: too few rows, or a split that gives none to training")
     if positives in (0, rows):
         raise UserError(f"{where}: every training row has the label {int(positives > 0)}; both 0 and 1 must occur")
-    return [counts.get(code, (0, 0))[0] for code in range(3)]
+    for code, name in ((1, "validation"), (2, "test")):
+        if code not in counts:
+            raise UserError(
+                f"{where}: no {name} rows: too few rows, or a split by a time with too few different values; "
+                "choose another split"
+            )
+    return [counts[code][0] for code in range(3)]
 
 
 def _values(table: pl.LazyFrame, name: str, min_count: int) -> pl.DataFrame:

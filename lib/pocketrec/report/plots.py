@@ -244,9 +244,10 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
 
     `curves` is what `load_curves` returns. The full table stands in every panel of its dataset.
     """
-    if curves.empty or "validation_auc" not in curves:
+    curves = curves.dropna(subset="validation_auc") if "validation_auc" in curves else curves.iloc[:0]
+    if curves.empty:
         return _sentence("No learning curve to show: no run recorded a validation score.")
-    curves = curves.dropna(subset="validation_auc").assign(label=curves.apply(label, axis=1))
+    curves = curves.assign(label=curves.apply(label, axis=1))
     panels = _curve_panels(curves)
     figure, axes = _panels(len(panels), 4.1, 3.3, columns=3, sharey=curves["dataset"].nunique() == 1)
     for ax, (title, rows) in zip(axes, panels, strict=True):

@@ -52,7 +52,7 @@ def _counts(results: pd.DataFrame) -> pd.DataFrame:
 
 def finding(results: pd.DataFrame) -> str:
     """Say in one sentence what one dataset's runs show about AUC against compression."""
-    cells = summary(results).dropna(subset="auc")
+    cells = _whole_cells(results, ["auc"])
     if cells.empty:
         return "no run has finished"
     small, full = cells[cells["method"] != "full"], cells[cells["method"] == "full"]
@@ -70,7 +70,7 @@ def finding(results: pd.DataFrame) -> str:
 
 def size_finding(results: pd.DataFrame) -> str:
     """Say in one sentence what the same compromise as in `finding` costs in bytes."""
-    cells = summary(results).dropna(subset=["auc", "inference_bytes"])
+    cells = _whole_cells(results, ["auc", "inference_bytes"])
     small, full = cells[cells["method"] != "full"], cells[cells["method"] == "full"]
     if small.empty or full.empty:
         return finding(results)
@@ -78,6 +78,16 @@ def size_finding(results: pd.DataFrame) -> str:
     sizes = (row["inference_bytes"], full["inference_bytes"].max())
     kept, whole = (METRICS["inference_bytes"].text(size) for size in sizes)
     return f"{label(row)} keeps {share:.1%} of the AUC gain in {kept} of {whole} MB"
+
+
+def _whole_cells(results: pd.DataFrame, needed: list[str]) -> pd.DataFrame:
+    """Return the cells to draw conclusions from: those with a failed seed only where there are no others.
+
+    A mean over the seeds that survived is not to be set beside one over all of them.
+    """
+    cells = summary(results).dropna(subset=needed)
+    whole = cells[cells["n_failed"] == 0]
+    return cells if whole.empty else whole
 
 
 def best_compromise(small: pd.DataFrame, full: pd.DataFrame) -> tuple[pd.Series, float]:

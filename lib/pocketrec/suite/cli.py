@@ -26,6 +26,9 @@ class _Commands(TyperGroup):
         except UserError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
+        except OSError as error:  # a full disk, a folder that cannot be written
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
 
 
 app = typer.Typer(
@@ -65,7 +68,7 @@ def everything(
     collect(suite)
     try:
         dashboards(suite)
-    except UserError as error:  # the page is built all the same, and says which dashboard stopped
+    except (UserError, OSError) as error:  # the page is built all the same, and says which dashboard stopped
         typer.echo(f"error: {error}", err=True)
         code = 1
     index(suite)
@@ -289,6 +292,8 @@ def _title(name: str) -> str | None:
     from pocketrec.files import read_yaml
     from pocketrec.suite import spec
 
+    if Path(name).is_dir():
+        return None
     try:
         return read_yaml(spec.find(name)).get("title")
     except UserError:

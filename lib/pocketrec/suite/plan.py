@@ -15,7 +15,7 @@ from pocketrec import paths
 from pocketrec.errors import UserError, unknown
 from pocketrec.suite import record
 from pocketrec.suite.process import is_locked
-from pocketrec.suite.spec import AXES, Suite, Template, typed
+from pocketrec.suite.spec import AXES, Suite, Template, checked
 
 PACKAGE = Path(pocketrec.__file__).parent
 SHARED_CODE = ("embeddings/*.py", "models/*.py", "data/prepared.py", "training.py", "optim.py", "metrics.py")
@@ -129,9 +129,10 @@ def _facts(suite: Suite) -> _Facts:
     facts = _Facts(recipes={}, digests={}, problems={}, code={})
     defaults = suite.notebook.parameters
     for name, options in suite.options.items():
-        recipe = {key: value for key, value in data.recipe(name).items() if key in defaults}
-        where = f"recipe of {name}"
-        facts.recipes[name] = {key: typed(where, key, value, defaults[key]) for key, value in recipe.items()}
+        recipe, where = data.recipe(name), f"{paths.PARAMS / 'datasets' / name}.yaml: recipe"
+        for key in recipe.keys() - defaults.keys():
+            raise unknown("parameter", key, defaults, where)
+        facts.recipes[name] = {key: checked(where, key, value, defaults[key]) for key, value in recipe.items()}
         try:
             facts.digests[name] = data.digest(name, options)
         except UserError as error:

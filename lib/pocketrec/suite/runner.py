@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -104,9 +104,9 @@ class _Runner:
         pool = ThreadPoolExecutor(self.jobs)
         try:
             futures = {pool.submit(self._one, run, wait=False): run for run in runs}
-            busy = [futures[future] for future in as_completed(futures) if not future.result()]
-            for future in as_completed([pool.submit(self._one, run, wait=True) for run in busy]):
-                future.result()
+            _wait(futures)
+            busy = [run for future, run in futures.items() if not future.result()]
+            _wait([pool.submit(self._one, run, wait=True) for run in busy])
         except BaseException:
             self.stop.set()
             raise
@@ -123,8 +123,8 @@ class _Runner:
                 self._settle(run, lock)
         except process.Busy:
             return self.stop.is_set()
-        except OSError as error:
-            self._finish(run, None, f"{run.name}: no record could be written: {error}")
+        except Exception as error:  # whatever it is, the other runs go on
+            self._finish(run, None, f"{run.name}: no record could be written: {type(error).__name__}: {error}")
         return True
 
     def _settle(self, run: Run, lock: int) -> None:
@@ -220,6 +220,15 @@ class _Runner:
         write_json(folder / "record.json", found)
         _take_place(run, folder)
         return found
+
+
+def _wait(futures: Iterable[Future]) -> None:
+    """Wait for all, waking often: a library that takes over SIGINT leaves a sleeping main thread deaf to Ctrl-C."""
+    left = set(futures)
+    while left:
+        finished, left = wait(left, timeout=process.POLL_SECONDS)
+        for future in finished:
+            future.result()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ RESERVED = {
     "run_dir": "the runner sets it",
     "score_test": "only runs of a `search` leave the test rows alone",
 }
+POSITIVE = ("dim", "batch_size", "epochs", "table_lr", "dense_lr", "threads", "repeats")
+CHOICES = {"quantize": ("none", "int8", "int4"), "keep": ("best", "last"), "table_optimizer": ("adagrad", "sgd")}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -185,7 +188,7 @@ def _parameter(where: Path, name: str, value: Any, defaults: Mapping[str, Any]) 
         from pocketrec import data
 
         _known("dataset", [_text(where, name, value)], data.available(), where)
-    value = typed(where, name, value, defaults[name])
+    value = checked(where, name, value, defaults[name])
     if name == "ratio" and not 1 <= value < float("inf"):
         raise UserError(f"{where}: `ratio` must be at least 1, got {value:g}")
     if name == "seed" and value < 0:
@@ -199,8 +202,22 @@ def _text(where: Path, name: str, value: Any) -> str:
     return value
 
 
+def checked(where: object, name: str, value: Any, default: Any) -> Any:
+    """Return a parameter with the type of its default; a `UserError` where it has no meaning."""
+    value = typed(where, name, value, default)
+    if name in POSITIVE and value <= 0:
+        raise UserError(f"{where}: `{name}` must be above 0, got {value!r}")
+    if name == "train_rows" and value < 0:
+        raise UserError(f"{where}: `train_rows` must be 0 (all) or more, got {value}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise unknown(name, value, CHOICES[name], where)
+    return value
+
+
 def typed(where: object, name: str, value: Any, default: Any) -> Any:
     """Return a value with the type of its default; a `UserError` where it has another one."""
+    if any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
+        raise UserError(f"{where}: `{name}` must be a finite number, got {value!r}")
     if default is None:
         return value
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):

@@ -62,6 +62,8 @@ class Options:
             raise ValueError("option 'categorical' names no column")
         if self.split not in ("random", "position") and not self.split.startswith("time:"):
             raise ValueError(f"option 'split' is {self.split!r}; known: random, position, time:<column>")
+        if self.min_count < 1:
+            raise ValueError(f"option 'min_count' is {self.min_count}; it must be at least 1")
         if self.separator is not None and len(self.separator.encode()) != 1:
             raise ValueError(f"option 'separator' is {self.separator!r}; it must be one character")
 
@@ -73,7 +75,7 @@ class Options:
     @property
     def is_parquet(self) -> bool:
         """Whether the file's name says Parquet."""
-        return self.file.suffix in (".parquet", ".pq")
+        return self.file.suffix.lower() in (".parquet", ".pq")
 
     @property
     def time(self) -> list[str]:
@@ -106,9 +108,8 @@ def rows(options: Options, inputs: Inputs) -> Rows:
 def _rows(options: Options, inputs: Inputs) -> Rows:
     table = pl.scan_parquet(options.file) if options.is_parquet else _scan_csv(options)
     _check_columns(options, table.collect_schema().names())
-    table = table.select(options.label, *options.dense, *options.categorical, *_more(options))
-    if not options.is_parquet:
-        table = _to_parquet(table, inputs)
+    columns = [options.label, *options.dense, *options.categorical, *_more(options)]
+    table = table.select(columns) if options.is_parquet else _to_parquet(table, columns, inputs)
     label = _number(options.label)
     _check_values(options, table, options.label, label.is_in([0.0, 1.0]), "labels must be 0 or 1")
     for name in options.dense:
@@ -179,14 +180,15 @@ def _check_values(options: Options, table: pl.LazyFrame, name: str, fine: pl.Exp
         raise UserError(f"{options.file}: row {row}: column {name!r} is {shown}; {rule}")
 
 
-def _to_parquet(table: pl.LazyFrame, inputs: Inputs) -> pl.LazyFrame:
+def _to_parquet(table: pl.LazyFrame, columns: list[str], inputs: Inputs) -> pl.LazyFrame:
+    """Copy the columns needed; all are read, since a row with too many fields is noticed only then."""
     path = inputs.scratch / "table.parquet"
-    schema = pl.DataFrame(schema=table.collect_schema()).to_arrow().schema
+    schema = pl.DataFrame(schema=table.collect_schema()).select(columns).to_arrow().schema
     with (
         pq.ParquetWriter(path, schema) as writer,
         tqdm(unit="row", unit_scale=True, desc="read", disable=not inputs.progress) as bar,
     ):
         for frame in table.collect_batches(chunk_size=BLOCK, engine="streaming"):
-            writer.write_table(frame.to_arrow().cast(schema))
+            writer.write_table(frame.select(columns).to_arrow().cast(schema))
             bar.update(len(frame))
     return pl.scan_parquet(path)
