@@ -167,7 +167,7 @@ def _forward(module: nn.Module, batches: Sequence[Tensor]) -> Callable[[], Tenso
 
 def _step(module: nn.Module, batches: Sequence[Tensor], dim: int) -> Callable[[], None]:
     turn = cycle(batches)
-    upstream = torch.randn(len(batches[0]), batches[0].shape[1], dim)
+    upstream = torch.randn(len(batches[0]), batches[0].shape[1], getattr(module, "out_dim", dim))
     optim = (torch.optim.SGD if isinstance(module, _Bags) else RowwiseAdagrad)(module.parameters(), lr=0.01)
 
     def step() -> None:

@@ -123,6 +123,6 @@ def test_unreachable_is_one_sentence_that_says_what_to_do(index):
         fetch.get(pin({"url": "http://127.0.0.1:9/tiny"}, {"package": "tiny"}))
     message = str(caught.value)
     assert message.startswith("tiny-1.0-py3-none-any.whl is not cached and could not be fetched")
-    assert "from http://127.0.0.1:9/tiny or from the files of the package tiny" in message
+    assert "from http://127.0.0.1:9/tiny or from a package index (a file of the package tiny)" in message
     assert message.endswith(f"put it at {paths.DATA / 'downloads' / 'tiny-1.0-py3-none-any.whl'}")
     assert "\n" not in message

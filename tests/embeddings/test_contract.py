@@ -88,19 +88,24 @@ def test_any_shape(method, data):
     torch.testing.assert_close(module(ids), dense_lookup(module, ids), rtol=1e-5, atol=1e-6)
 
 
+KAGGLE = [1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27]
+
+
+@pytest.mark.parametrize("size", ["by arithmetic", "a hundredth, built"])
 @pytest.mark.parametrize("ratio", [1, 2, 10, 100, 1000, 10_000])
-def test_budget_binds_or_the_reason_is_given(method, ratio):
-    kaggle = [1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27]
-    budget = full_bytes(kaggle, DIM) / ratio
+def test_budget_binds_or_the_reason_is_given(method, ratio, size):
+    cardinalities = KAGGLE if size == "by arithmetic" else [max(1, n // 100) for n in KAGGLE]
+    budget = full_bytes(cardinalities, DIM) / ratio
+    kind = embeddings.METHODS[method]
     try:
-        config = embeddings.METHODS[method].solve(kaggle, DIM, budget)
+        config = kind.solve(cardinalities, DIM, budget)
     except Infeasible as reason:
         assert any(unit in str(reason) for unit in (" B", " kB", " MB", " GB"))
         return
-    assert method != "full" or ratio == 1
-    if ratio >= 10:  # larger ones are not built for a test
-        built = embeddings.METHODS[method](kaggle, DIM, seed=0, **config)
-        assert built.storage().inference_bytes <= budget
+    assert kind.only_ratio in (None, ratio)
+    assert embeddings.inference_bytes(method, cardinalities, DIM, config) <= budget
+    if size != "by arithmetic":
+        assert kind(cardinalities, DIM, seed=0, **config).storage().inference_bytes <= budget
 
 
 def test_a_budget_below_everything_is_infeasible(method):

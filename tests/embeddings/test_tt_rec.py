@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketrec import embeddings
+from pocketrec.embeddings import Infeasible
 from pocketrec.embeddings.base import full_bytes
 from pocketrec.embeddings.tt_rec import CUT_VARIANCE, TTRec, factor_dim, factor_rows
 from pocketrec.optim import RowwiseAdagrad
@@ -118,3 +119,42 @@ def test_the_cache_and_its_bookkeeping_are_counted():
     assert storage.inference["cached_ids"] == 4 * 10 and storage.inference["cached.weight"] == 4 * 8 * 10
     assert "counts" not in storage.inference and storage.training["counts"] == 4 * 3000
     torch.testing.assert_close(e.deploy()(hot), e.eval()(hot))
+
+
+def test_a_row_that_stays_goes_on_learning_and_one_that_leaves_is_dropped():
+    e, _, optimizer = with_cache(cache=2)
+    kept, left = e.cached_ids.tolist()
+    learned = e(torch.tensor([[kept, 0], [left, 0]]))[:, 0].detach().clone()
+    e(torch.tensor([[1, 0]] * 50 + [[kept, 0]] * 50))
+    e.adapt(22, 40, optimizer)
+    assert e.cached_ids.tolist() == sorted([1, kept])
+    rows = e(torch.tensor([[kept, 0], [left, 0]]))[:, 0]
+    assert torch.equal(rows[0], learned[0]) and not torch.equal(rows[1], learned[1])
+    accumulator = optimizer.state[e.cached.weight]["sum"][e.slots.long()]
+    assert accumulator[e.cached_ids == 1] == 0 and accumulator[e.cached_ids == kept] > 0
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_the_served_cache_is_saved_exported_and_counted(quantize, tmp_path):
+    e, hot, _ = with_cache()
+    served = e.deploy(quantize)
+    kept = sum(s.bytes(quantize) for s in TTRec.stored([3000, 40], 8, **e.config).values())
+    assert embeddings.save(served, tmp_path / "e.safetensors") == kept
+    assert torch.equal(embeddings.load(tmp_path / "e.safetensors")(hot), served(hot))
+    assert torch.equal(torch.export.export(served, (hot,)).module()(hot), served(hot))
+    assert served.cache_hit_rate(hot) == 1
+
+
+@pytest.mark.parametrize(("tables", "ceiling"), [(3, 4.1), (5, 59), (7, 240)])
+def test_whole_tables_bound_the_ratio(tables, ceiling):
+    embeddings.solve("tt_rec", KAGGLE, 16, ceiling * 0.96, tables=tables)
+    with pytest.raises(Infeasible, match="tables kept whole"):
+        embeddings.solve("tt_rec", KAGGLE, 16, ceiling * 1.02, tables=tables)
+
+
+def test_as_few_tables_are_compressed_as_the_budget_asks():
+    chosen = [embeddings.solve("tt_rec", KAGGLE, 16, ratio)["tables"] for ratio in (1, 4, 50, 200, 1000)]
+    assert [len(tables) for tables in chosen] == sorted(len(tables) for tables in chosen)
+    assert chosen[:2] == [[], [2, 11, 20]]
+    above = embeddings.solve("tt_rec", KAGGLE, 16, 50, threshold=1_000_000)
+    assert above == embeddings.solve("tt_rec", KAGGLE, 16, 50, tables=5)

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -130,8 +131,9 @@ def _facts(suite: Suite) -> _Facts:
     defaults = suite.notebook.parameters
     for name, options in suite.options.items():
         recipe, where = data.recipe(name), f"{paths.PARAMS / 'datasets' / name}.yaml: recipe"
-        for key in recipe.keys() - defaults.keys():
-            raise unknown("parameter", key, defaults, where)
+        for key in [key for key in recipe if key not in defaults and get_close_matches(key, defaults, cutoff=0.8)]:
+            raise unknown("parameter", key, defaults, where)  # mistyped; others are for another notebook
+        recipe = {key: value for key, value in recipe.items() if key in defaults}
         facts.recipes[name] = {key: checked(where, key, value, defaults[key]) for key, value in recipe.items()}
         try:
             facts.digests[name] = data.digest(name, options)
