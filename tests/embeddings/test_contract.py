@@ -135,7 +135,7 @@ def test_save_and_load(method, tmp_path):
     module = make(method, seed=3)
     embeddings.save(module.deploy(), tmp_path / "e.safetensors")
     loaded = embeddings.load(tmp_path / "e.safetensors")
-    torch.testing.assert_close(loaded(draw_ids()), module.eval()(draw_ids()), rtol=0, atol=0)
+    torch.testing.assert_close(loaded(draw_ids()), module.deploy()(draw_ids()), rtol=0, atol=0)
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
