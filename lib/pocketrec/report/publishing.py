@@ -11,7 +11,7 @@ from pocketrec.report.site import index
 
 
 def publish(suite_dir: str | Path, target: str | Path, question: str | None = None) -> Path:
-    """Copy the records of a suite, one executed notebook a method, and build page and dashboards over them.
+    """Copy the records of a suite, one executed notebook a method and dataset, and build page and dashboards over them.
 
     Models, predictions and the other notebooks stay behind: a suite of hundreds of runs is then a few megabytes.
     The old content of `target` is replaced only when the new one is whole. Returns the page.
