@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from pocketrec import models
 from pocketrec.data import Batch, Dataset
 from pocketrec.metrics import frequency_slices, scores
-from pocketrec.optim import optimizers
+from pocketrec.optim import in_place, optimizers
 
 EVALUATION_BATCH = 16384
 
@@ -61,6 +62,7 @@ def fit(
     table_optimizer: str = "adagrad",
     table_lr: float = 0.05,
     dense_lr: float = 1e-3,
+    updates: str = "fused",
     keep: str = "best",
     seed: int = 0,
     train_rows: int = 0,
@@ -71,6 +73,8 @@ def fit(
 
     Args:
         epochs: passes over the training rows; a fraction stops early.
+        updates: `fused` applies the gradients of tables where they arise, `autograd` makes them first; the results
+            agree to rounding.
         keep: `best` puts back the weights of the evaluation with the highest validation AUC, `last` does not.
         seed: of the order of the rows.
         train_rows: use only that many leading training rows; 0 means all.
@@ -81,6 +85,8 @@ def fit(
     """
     if keep not in ("best", "last"):
         raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
+    if updates not in ("fused", "autograd"):
+        raise ValueError(f"updates must be 'fused' or 'autograd', got {updates!r}")
     if batch_size < 1 or epochs <= 0 or train_rows < 0:
         raise ValueError(f"batch_size, epochs, train_rows cannot be {batch_size}, {epochs}, {train_rows}")
     steps_per_epoch = math.ceil(min(train_rows or math.inf, dataset.rows("train")) / batch_size)
@@ -94,7 +100,8 @@ def fit(
     history, losses, best = History(), [], None
     model.train()
     start = time.perf_counter()
-    with tqdm(total=total, unit="step", desc="training") as bar:
+    training = in_place(model.embedding, optims[0]) if updates == "fused" else nullcontext()
+    with training, tqdm(total=total, unit="step", desc="training") as bar:
         for epoch in range(math.ceil(epochs)):
             order = seed * 1000 + epoch
             for batch in dataset.batches("train", batch_size, seed=order, limit=train_rows or None, device=device):

@@ -1,18 +1,23 @@
 """What methods are made of: stores of numbers that are read by row, by element, or whole.
 
 A method keeps its trained numbers in `Rows`, `Array` and `Weights`. That says how gradients arise, how large
-Adagrad's state is, and how each is quantised, so that no method has to: `quantized(store, bits)` is the twin
-of a store that keeps codes. Index maps and other integers are ordinary buffers of the method.
+Adagrad's state is, and how each is quantised, so that no method has to: `TWINS` names the store that keeps codes
+for each. Index maps and other integers are ordinary buffers of the method.
+
+With a `trainer`, an optimizer of `pocketrec.optim`, `Rows` and `Array` are trained where their gradient arises: the
+backward pass changes their numbers and no gradient is made. They are then read once a step.
 """
 
 from __future__ import annotations
 
 from math import ceil, prod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pocketrec.kernels import gather, robe
 
 Quantize = Literal["int8", "int4"]
 GROUP = 64  # neighbouring elements of an array that share a scale
@@ -51,10 +56,16 @@ class Rows(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, width))
         self.sparse = True
+        self.trainer: Any = None
 
     def forward(self, index: Tensor) -> Tensor:
         """Read rows: int64 [...] -> [..., width]."""
-        return F.embedding(index, self.weight, sparse=self.sparse)
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            if self.trainer:
+                return _TrainedRows.apply(self.weight, index, self.trainer)
+            if self.sparse and not torch.compiler.is_compiling():
+                return F.embedding(index, self.weight, sparse=True)
+        return gather.rows(self.weight, index)
 
 
 class Narrow(Rows):
@@ -65,15 +76,22 @@ class Narrow(Rows):
 
 
 class Array(nn.Module):
-    """A flat array [size] of which any element may be read, by many readers; its gradient is dense."""
+    """A flat array [size] of which any element or block may be read, by many readers; its gradient is dense."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
+        self.trainer: Any = None
 
     def forward(self, index: Tensor) -> Tensor:
         """Read elements: int64 [...] -> [...]."""
         return self.weight.index_select(0, index.flatten()).view(index.shape)
+
+    def blocks(self, ids: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None = None) -> Tensor:
+        """Read the blocks at which ids [batch, features] are placed -> [batch, features, dim]."""
+        if self.trainer and torch.is_grad_enabled():
+            return _TrainedBlocks.apply(self.weight, ids, place, windows, own, self.trainer)
+        return robe.read_blocks(self.weight, ids, *place, *windows, own)[0]
 
 
 class Weights(nn.Module):
@@ -86,6 +104,43 @@ class Weights(nn.Module):
     def forward(self) -> Tensor:
         """Return the tensor."""
         return self.weight
+
+
+class _TrainedRows(torch.autograd.Function):
+    """Reads rows; its backward pass trains them."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, index: Tensor, trainer: Any) -> Tensor:
+        ctx.weight, ctx.index, ctx.trainer = weight, index, trainer
+        return gather.rows(weight, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+        ctx.trainer.train_rows(ctx.weight, ctx.index, gradient)
+        return None, None, None
+
+
+class _TrainedBlocks(torch.autograd.Function):
+    """Reads blocks; its backward pass trains them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        ids: Tensor,
+        place: robe.Hash,
+        windows: robe.Windows,
+        own: Tensor | None,
+        trainer: Any,
+    ) -> Tensor:
+        out, ctx.starts = robe.read_blocks(weight, ids, *place, *windows, own)
+        ctx.weight, ctx.windows, ctx.trainer = weight, windows, trainer
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+        ctx.trainer.train_blocks(ctx.weight, ctx.starts, gradient, ctx.windows)
+        return (None,) * 6
 
 
 class Packed(nn.Module):
@@ -143,6 +198,10 @@ class QuantizedArray(nn.Module):
         flat = index.flatten()
         groups = self.packed(flat // GROUP)
         return groups.gather(1, (flat % GROUP).unsqueeze(1)).view(index.shape)
+
+    def blocks(self, ids: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None = None) -> Tensor:
+        """Read the blocks at which ids are placed, as `Array.blocks` does."""
+        return self(robe.elements(robe.starts(ids, place, windows, own), windows)).flatten(2)
 
 
 class QuantizedWeights(nn.Module):

@@ -9,6 +9,9 @@ about 1/m for every pair, which `x mod m` does not promise once ids are ordered 
 import torch
 from torch import Tensor
 
+from pocketrec.kernels import native
+from pocketrec.kernels.operators import operator
+
 P = (1 << 61) - 1
 _LOW = (1 << 31) - 1
 
@@ -24,12 +27,9 @@ def add(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(total >= P, total - P, total)
 
 
-def multiply(a: Tensor, x: Tensor, *, wide: bool = True) -> Tensor:
-    """Return (a x) mod P; a in [0, P), x in [0, 2^62), or below 2^31 with `wide=False`."""
-    product = _multiply_31(a, x & _LOW if wide else x)
-    if wide:
-        product = add(product, _shift_31(_multiply_31(a, x >> 31)))
-    return product
+def multiply(a: Tensor, x: Tensor) -> Tensor:
+    """Return (a x) mod P; a in [0, P), x in [0, 2^62)."""
+    return add(_multiply_31(a, x & _LOW), _shift_31(_multiply_31(a, x >> 31)))
 
 
 def _multiply_31(a: Tensor, x: Tensor) -> Tensor:
@@ -46,3 +46,27 @@ def _reduce(y: Tensor) -> Tensor:
     """Return y mod P for y < 2^63: since 2^61 = 1 (mod P), high bits are added to low ones."""
     y = (y & P) + (y >> 61)
     return torch.where(y >= P, y - P, y)
+
+
+def slot(ids: Tensor, a: Tensor, b: Tensor, sizes: Tensor) -> Tensor:
+    """Return each id's slot by the hash of its column, int64 [..., n], with a, b and sizes [n]."""
+    coefficients = (t.unsqueeze(1) for t in (a, b, sizes))
+    return slots(torch.atleast_2d(ids), *coefficients).view(ids.shape)
+
+
+def _slots(ids: Tensor, a: Tensor, b: Tensor, sizes: Tensor) -> Tensor:
+    functions = native.library("universal_hash") if ids.device.type == "cpu" else None
+    if functions is None:
+        return add(multiply(a, ids.unsqueeze(-1)), b) % sizes
+    tensors = [t.long().contiguous() for t in (ids, a, b, sizes)]
+    out = ids.new_empty(*ids.shape, a.shape[1], dtype=torch.int64)
+    functions.slots(*map(native.pointer, [*tensors, out]), *out.shape, native.threads(out.numel()))
+    return out
+
+
+# ids int64 [batch, features]; a, b, sizes int64 [features, hashes]: the slots of every hash, [batch, features, hashes]
+slots = operator(
+    "slots(Tensor ids, Tensor a, Tensor b, Tensor sizes) -> Tensor",
+    _slots,
+    lambda ids, a, b, sizes: ids.new_empty(*ids.shape, a.shape[1], dtype=torch.int64),
+)
