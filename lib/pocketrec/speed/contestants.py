@@ -27,7 +27,7 @@ OURS, PLAIN, COMPILED, LIMIT = "pocketrec", "plain PyTorch", "torch.compile", "l
 
 
 class Unavailable(Exception):
-    """This contestant cannot run here; the message says why."""
+    """A contestant cannot run here; the message says why."""
 
 
 @dataclass
