@@ -53,14 +53,3 @@ def test_zipf_ids_stay_in_their_tables_and_prefer_the_first():
     assert ids.min() == 0 and (ids.max(0).values < torch.tensor([1, 10, 1_000_000])).all()
     counts = torch.bincount(ids[:, 1])
     assert (counts[:-1] > counts[1:]).all()
-
-
-def test_bench_compares_with_bags_in_the_same_run():
-    table = measure.bench([50, 3000], ratio=4, batch_sizes=[8], repeats=5)
-    bags = table[table.method == "2 x EmbeddingBag"]
-    assert bags.lookup_speedup.item() == bags.step_speedup.item() == 1
-    assert (
-        {"full", "hashing", "robe", "tt_rec", "mlet"}
-        < set(table.method)
-        <= {*embeddings.available(), bags.method.item()}
-    )

@@ -184,10 +184,11 @@ def limit(tables: Tables, ratio: float | None = None, block_size: int | None = N
     From the uncompressed table, or from one `ratio` times smaller, `block_size` floats at a time.
     """
     width = block_size or tables.dim
-    memory = tables.weight.detach()
     if ratio:
-        count = int(memory.numel() / ratio) // width * width
+        count = int(full_bytes(tables.cardinalities, tables.dim) / 4 / ratio) // width * width
         memory = fill(huge(torch.empty(count, device=tables.device)))
+    else:
+        memory = tables.weight.detach()
     memory, start = memory.view(-1, width), tables.offsets
     pieces = torch.arange(tables.dim // width, device=tables.device)
     outputs: dict[int, Tensor] = {}

@@ -1,0 +1,163 @@
+"""What is timed is right, and what is wrong is not timed; no test depends on a duration."""
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from pocketrec.errors import UserError
+from pocketrec.report import speed as report
+from pocketrec.speed import bench, contestants, dlrm, machine, rivals, running
+from pocketrec.speed.bench import Options
+from pocketrec.speed.contestants import Contestant, Tables, Unavailable
+
+TABLES = Tables([50, 3000, 2], 16)
+
+
+def options(**more):
+    return Options(**{"batches": (8,), "rounds": 2, "patience": 0, "ids": ("zipf",)} | more)
+
+
+def ways(dim=16):
+    everything = [*contestants.table_contestants(dim, full=False), *rivals.table_rivals(dim, False, None)]
+    return [way for way in everything if way.route not in ("torch.compile", "FBGEMM") and (way.ratio or 0) < 1000]
+
+
+@pytest.mark.parametrize("way", ways(), ids=str)
+def test_every_way_agrees_with_the_obvious_one(way):
+    try:
+        lookup = way.build(TABLES)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    assert bench.wrong(lookup, TABLES) == ""
+
+
+@pytest.mark.parametrize("way", contestants.train_contestants(), ids=str)
+def test_tensor_trains_agree_with_the_obvious_way(way):
+    table = Tables([3000], 16)
+    if way.rank == 8:
+        assert bench.wrong(contestants.ours("tt_rec", table, way.route, rank=2, tables=1), table) == ""
+
+
+def test_a_wrong_output_is_found():
+    lookup = contestants.fused_embedding(TABLES)
+    right = lookup.forward
+    lookup.forward = lambda ids: right(ids.roll(1, 0))
+    assert "output" in bench.wrong(lookup, TABLES)
+
+
+def test_a_wrong_training_step_is_found_and_the_right_one_taken_back():
+    lookup = contestants.fused_embedding(TABLES)
+    lookup.step = lambda ids, gradient: None
+    before = TABLES.weight.detach().clone()
+    assert "training step" in bench.wrong(lookup, TABLES)
+    torch.testing.assert_close(TABLES.weight.detach(), before)
+
+
+def test_what_is_wrong_or_cannot_run_is_a_row_with_a_reason():
+    def broken(tables):
+        lookup = contestants.bags(tables)
+        return lookup.__class__(lambda ids: torch.zeros(1), None, lookup.expected, [])
+
+    def absent(tables):
+        raise Unavailable("not on this machine")
+
+    found = [Contestant("table", "broken", broken), Contestant("table", "absent", absent)]
+    found.append(Contestant("table", "bags", contestants.bags))
+    table = bench._group(TABLES, found, options(), "test").set_index("route")
+    assert table.reason["absent"] == "not timed: not on this machine" and table.reason["broken"].startswith("not timed")
+    assert pd.isna(table.ms["absent"]) and (table.ms["bags"] > 0).all()
+
+
+def test_samples_are_tidy_and_full_tables_turn_over_many_batches():
+    frame = bench.bench([50, 3000], options(families=["table"], rivals=None))
+    timed = frame[frame.ms.notna()]
+    assert set(timed.work) == {"forward", "step"} and set(timed.batch) == {8} and (timed.foreign >= 0).all()
+    assert timed[timed.route == "pocketrec"].groupby("work").size().tolist() == [2, 2]
+    assert len(bench.drawn_ids([50], 2048, "uniform", "cpu")) == 64
+
+
+def test_disturbed_rounds_are_taken_again_until_patience_ends(monkeypatch):
+    load = iter([0.9, 0.0, 0.5, 0.02])
+    monkeypatch.setattr(machine.Load, "share", lambda self: next(load))
+    calls = {"a": lambda: None}
+    assert [taken.foreign for taken in bench.rounds(calls, options(patience=1))] == [0.0, 0.02]
+
+
+def test_a_large_tensor_is_filled_with_real_numbers_and_limits_are_positive(monkeypatch):
+    assert machine.fill(machine.huge(torch.empty(3, 1 << 20))).abs().min(1).values.max() < 0.1
+    monkeypatch.setattr(machine, "OUT_OF_CACHE", 1 << 20)
+    assert all(value > 0 for value in machine.limits("cpu").values())
+
+
+def test_the_limit_reads_what_it_says():
+    table, index = torch.randn(40, 16), torch.randint(40, (7, 3), dtype=torch.int32)
+    out = torch.empty(7, 3, 16)
+    machine.gather(table, index, out)
+    assert torch.equal(out, nn.functional.embedding(index, table))
+    target = torch.empty(640)
+    machine.copy(table.view(-1), target)
+    assert torch.equal(target, table.view(-1))
+
+
+def test_a_rival_without_its_checkout_says_what_to_name(tmp_path):
+    with pytest.raises(Unavailable, match="--rivals"):
+        rivals._checkout(None, "cce", "cce.robe")
+    with pytest.raises(Unavailable, match="no folder cce"):
+        rivals._cce(tmp_path, "robe")
+
+
+def test_a_checkout_is_imported_and_the_path_left_alone(tmp_path):
+    (tmp_path / "cce/cce").mkdir(parents=True)
+    (tmp_path / "cce/cce/only_here.py").write_text("ANSWER = 42")
+    before = list(__import__("sys").path)
+    assert rivals._cce(tmp_path, "only_here").ANSWER == 42 and __import__("sys").path == before
+    __import__("sys").modules.pop("cce")
+
+
+def test_the_whole_model_has_a_floor():
+    frame = dlrm.bench([50, 3000, 100, 90, 80, 70, 60], options())
+    assert set(frame.embedding) == {dlrm.FLOOR, dlrm.BAGS, *dlrm.METHODS}
+    assert set(frame.work) == {"training step", "request"} and (frame.ms > 0).all()
+
+
+def test_options_are_checked():
+    with pytest.raises(UserError, match="robe"):
+        running.options(False, "rob", None, None, None, device="cpu", rivals=None)
+    with pytest.raises(UserError, match="numbers"):
+        running.options(False, None, "wide", None, None, device="cpu", rivals=None)
+
+
+def samples(route, ms, **more):
+    point = {"family": "table", "dim": 16, "batch": 2048, "ids": "zipf", "work": "step", "foreign": 0.0}
+    empty = dict.fromkeys(["ratio", "block_size", "hash", "rank", "reason"])
+    rest = {"core_to_core_ns": 60.0, "lookups": 10, "bytes_moved": 100}
+    return [empty | point | rest | {"route": route, "ms": x} | more for x in ms]
+
+
+def test_bars_are_ratios_of_medians_and_say_what_is_missing():
+    rows = samples("pocketrec", [1, 2, 9]) + samples("26 x nn.EmbeddingBag", [13, 14, 90])
+    speed = report.Speed(pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame(), {})
+    table = report.bars(speed).set_index("bar")
+    row = table.loc["Full table, step against 26 x nn.EmbeddingBag"]
+    assert (row.measured, row.verdict) == (7.0, "reached")
+    assert table.loc["Full table, step against FBGEMM"].verdict == "not measured"
+
+
+def test_a_bar_over_several_points_counts_the_worst():
+    train = {"family": "tensor_train", "rank": 8, "work": "forward"}
+    rows = samples("pocketrec", [1], **train) + samples("plain PyTorch", [20], **train)
+    rows += samples("pocketrec", [1], ids="uniform", **train) + samples("plain PyTorch", [3], ids="uniform", **train)
+    speed = report.Speed(pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame(), {})
+    row = report.bars(speed).set_index("bar").loc["Tensor train, ranks 8 to 64, forward against plain batched matmul"]
+    assert (row.measured, row.verdict) == (3.0, "not reached")
+
+
+def test_every_picture_is_drawn_or_says_why_not():
+    table = {"family": "table", "work": "forward"}
+    rows = samples("pocketrec", [1.0], **table) + samples("limit", [0.8], **table)
+    rows += samples("26 x nn.EmbeddingBag", [5.0], **table) + samples("pocketrec", [1.0], **table | {"batch": 1})
+    speed = report.Speed(pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame(), {})
+    pictures = [report.against_bars, report.against_batch, report.roofline, report.model]
+    assert all(picture(speed).axes for picture in pictures)
+    assert report.times(speed, batch=2048).share_of_limit.max() == pytest.approx(1.0)
