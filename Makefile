@@ -52,8 +52,8 @@ compare: $(READY) ## compare two results folders: A=results/quick B=../other/res
 lab: $(READY) ## open JupyterLab on the notebooks (localhost only, with its own token)
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
-bench: $(READY) ## time every method's lookup and training step beside nn.EmbeddingBag
-	@$(BIN)/pocketrec bench
+bench: $(READY) ## time every family of lookups and its rivals: BENCH="--full --rivals ../rivals"
+	@$(BIN)/pocketrec bench $(BENCH)
 
 prepare: $(READY) ## prepare one dataset: DATASET=bookcrossing
 	@$(BIN)/pocketrec prepare $(DATASET)

@@ -32,11 +32,10 @@ def test_every_way_agrees_with_the_obvious_one(way):
     assert bench.wrong(lookup, TABLES) == ""
 
 
-@pytest.mark.parametrize("way", contestants.train_contestants(), ids=str)
+@pytest.mark.parametrize("way", list(contestants.train_contestants())[:2], ids=str)
 def test_tensor_trains_agree_with_the_obvious_way(way):
     table = Tables([3000], 16)
-    if way.rank == 8:
-        assert bench.wrong(contestants.ours("tt_rec", table, way.route, rank=2, tables=1), table) == ""
+    assert bench.wrong(contestants.ours("tt_rec", table, way.route, rank=2, tables=1), table) == ""
 
 
 def test_a_wrong_output_is_found():
@@ -65,11 +64,16 @@ def test_what_is_wrong_or_cannot_run_is_a_row_with_a_reason():
     found = [Contestant("table", "broken", broken), Contestant("table", "absent", absent)]
     found.append(Contestant("table", "bags", contestants.bags))
     table = bench._group(TABLES, found, options(), "test").set_index("route")
-    assert table.reason["absent"] == "not timed: not on this machine" and table.reason["broken"].startswith("not timed")
+    assert table.reason["absent"] == "not timed: not on this machine" and table.reason["broken"].startswith(
+        "wrong, and not timed"
+    )
     assert pd.isna(table.ms["absent"]) and (table.ms["bags"] > 0).all()
 
 
-def test_samples_are_tidy_and_full_tables_turn_over_many_batches():
+def test_samples_are_tidy_and_full_tables_turn_over_many_batches(monkeypatch):
+    monkeypatch.setattr(
+        bench, "_contestants", lambda *_: [Contestant("table", "pocketrec", lambda t: contestants.ours("full", t))]
+    )
     frame = bench.bench([50, 3000], options(families=["table"], rivals=None))
     timed = frame[frame.ms.notna()]
     assert set(timed.work) == {"forward", "step"} and set(timed.batch) == {8} and (timed.foreign >= 0).all()
@@ -116,7 +120,7 @@ def test_a_checkout_is_imported_and_the_path_left_alone(tmp_path):
 
 
 def test_the_whole_model_has_a_floor():
-    frame = dlrm.bench([50, 3000, 100, 90, 80, 70, 60], options())
+    frame = dlrm.bench([40_000] * 7, options())
     assert set(frame.embedding) == {dlrm.FLOOR, dlrm.BAGS, *dlrm.METHODS}
     assert set(frame.work) == {"training step", "request"} and (frame.ms > 0).all()
 
