@@ -165,3 +165,10 @@ def test_every_picture_is_drawn_or_says_why_not():
     pictures = [report.against_bars, report.against_batch, report.roofline, report.model]
     assert all(picture(speed).axes for picture in pictures)
     assert report.times(speed, batch=2048).share_of_limit.max() == pytest.approx(1.0)
+
+
+def test_measuring_a_point_again_replaces_it_and_keeps_the_others(tmp_path):
+    path = tmp_path / "samples.parquet"
+    running._keep(path, pd.DataFrame(samples("a", [1.0, 2.0]) + samples("b", [3.0])), add=True)
+    running._keep(path, pd.DataFrame(samples("a", [9.0])), add=True)
+    assert sorted(pd.read_parquet(path).ms) == [3.0, 9.0]

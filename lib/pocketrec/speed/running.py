@@ -78,10 +78,15 @@ def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bo
 def _keep(path: Path, samples: pd.DataFrame, add: bool) -> None:
     if add and path.exists():
         before = pd.read_parquet(path)
-        again = before[POINT].astype(str).agg("|".join, axis=1).isin(samples[POINT].astype(str).agg("|".join, axis=1))
+        again = _points(before).isin(_points(samples))
         samples = pd.concat([before[~again], samples], ignore_index=True)
     with atomic(path) as file:
         samples.to_parquet(file)
+
+
+def _points(samples: pd.DataFrame) -> pd.Series:
+    """Return a name for the way and point of each sample."""
+    return samples[POINT].astype(object).fillna("").astype(str).agg("|".join, axis=1)
 
 
 def _about(found: dict[str, Any]) -> str:
