@@ -79,7 +79,8 @@ def _read(array: Tensor, ids: Tensor, *where: Tensor | int | None) -> tuple[Tens
     functions = native.library("robe") if on_processor(array) else None
     if functions is None:
         start = starts(ids, place, windows, own)
-        return array.index_select(0, elements(start, windows).flatten()).view(*ids.shape, -1), start
+        index = elements(start, windows)
+        return array.index_select(0, index.flatten()).view(index.shape).flatten(2), start
     ids = ids.contiguous()
     start = ids.new_empty(*ids.shape, len(place.piece))
     out = array.new_empty(*ids.shape, len(place.piece) * windows.block_size)
