@@ -63,9 +63,7 @@ def _multiply(cores: Sequence[Tensor], *place: Any) -> Tensor:
         return out
     place, out = _contiguous(place), cores[0].new_empty(shape)
     tensors = (*cores, *place[:3], out)
-    bad = functions.tensor_train(*map(native.pointer, tensors), *_sizes(cores, place), _threads(place))
-    if bad >= 0:
-        raise IndexError(f"id {place.ids.flatten()[bad].item()} is outside its table")
+    _checked(place, functions.tensor_train(*map(native.pointer, tensors), *_sizes(cores, place), _threads(place)))
     return out
 
 
@@ -100,9 +98,8 @@ def _train_into(
         return
     place = _contiguous(place)
     tensors = (*cores, *targets, *totals, *place[:3], gradient)
-    functions.train_tensor_train(
-        *map(native.pointer, tensors), *_sizes(cores, place), lr, eps, _threads(place)
-    )
+    sizes = (*_sizes(cores, place), lr, eps, _threads(place))
+    _checked(place, functions.train_tensor_train(*map(native.pointer, tensors), *sizes))
 
 
 def _chain_gradients(parts: Sequence[Tensor], factors: Sequence[int], gradient: Tensor) -> list[Tensor]:
@@ -119,9 +116,16 @@ def _chain_gradients(parts: Sequence[Tensor], factors: Sequence[int], gradient: 
 
 def _parts(cores: Sequence[Tensor], place: Place) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return which ids ask for something, and for those the rows of the cores and what they hold."""
-    kept = place.ids >= 0
+    kept, limits = place.ids >= 0, place.radices.prod(1)
+    wrong = place.ids >= (limits if place.tables is None else limits[place.tables])
+    _checked(place, int(wrong.flatten().byte().argmax()) if wrong.any() else -1)
     index = slices(place.ids, place.tables, place.radices)[kept]
     return kept, index, [core.index_select(0, rows) for core, rows in zip(cores, index.unbind(1), strict=True)]
+
+
+def _checked(place: Place, wrong: int) -> None:
+    if wrong >= 0:
+        raise IndexError(f"id {place.ids.flatten()[wrong].item()} is outside its table")
 
 
 def _functions(cores: Sequence[Tensor]) -> Any:
@@ -157,7 +161,8 @@ gradients = operator(
     lambda gradient, cores, *_: [torch.empty_like(core) for core in cores],
 )
 train = operator(
-    f"train_tensor_train(Tensor(a!)[] cores, Tensor(b!)[] totals, Tensor gradient, {_PLACE}, float lr, float eps) -> ()",
+    f"train_tensor_train(Tensor(a!)[] cores, Tensor(b!)[] totals, Tensor gradient, {_PLACE}, float lr, "
+    "float eps) -> ()",
     _train,
     lambda *_: None,
 )

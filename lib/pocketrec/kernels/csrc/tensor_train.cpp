@@ -340,12 +340,13 @@ extern "C" i64 tensor_train(const float* core1, const float* core2, const float*
 }
 
 // target -= lr times the gradients of the cores, or Adagrad with one accumulator a slice where `total`s are given.
-// Targets may be the cores themselves: nothing is read after it was written.
-extern "C" void train_tensor_train(const float* core1, const float* core2, const float* core3, float* target1,
-                                   float* target2, float* target3, float* total1, float* total2, float* total3,
-                                   const i64* ids, const i64* tables, const i64* radices, const float* gradient,
-                                   i64 table_count, i64 n, i64 rank, i64 q1, i64 q2, i64 q3, float lr, float eps,
-                                   int threads) {
+// Targets may be the cores themselves: nothing is read after it was written. Returns as `tensor_train` does.
+extern "C" i64 train_tensor_train(const float* core1, const float* core2, const float* core3, float* target1,
+                                  float* target2, float* target3, float* total1, float* total2, float* total3,
+                                  const i64* ids, const i64* tables, const i64* radices, const float* gradient,
+                                  i64 table_count, i64 n, i64 rank, i64 q1, i64 q2, i64 q3, float lr, float eps,
+                                  int threads) {
+  if (const i64 bad = outside(ids, tables, radices, table_count, n); bad >= 0) return bad;
   const Shape s{rank, q1, q2, q3};
   const std::vector<i64> start = starts(radices, table_count);
   const i64 first = s.q1 * s.padded, middle = s.q2 * s.padded, last = s.q3 * s.padded;  // with padded rows
@@ -435,4 +436,5 @@ extern "C" void train_tensor_train(const float* core1, const float* core2, const
     }
 #pragma omp barrier
   }
+  return -1;
 }
