@@ -10,6 +10,7 @@ backward pass changes their numbers and no gradient is made. They are then read 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, prod
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketrec.kernels import gather, robe
+from pocketrec.kernels import gather, robe, tensor_train
 
 Quantize = Literal["int8", "int4"]
 GROUP = 64  # neighbouring elements of an array that share a scale
@@ -145,6 +146,44 @@ class _TrainedBlocks(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
         ctx.trainer.train_blocks(ctx.weight, ctx.starts, gradient, ctx.windows)
         return (None,) * 6
+
+
+def read_tensor_train(cores: Sequence[nn.Module], place: tensor_train.Place) -> Tensor:
+    """Read rows of tables that are products of slices of some `Rows`, or of their twins -> [*ids.shape, dim]."""
+    first = cores[0]
+    if not isinstance(first, Rows):
+        index = tensor_train.slices(place.ids, place.tables, place.radices).flatten(0, -2)
+        parts = [core(rows) for core, rows in zip(cores, index.unbind(1), strict=True)]
+        return tensor_train.chain(parts, place.factors)[-1].view(*place.ids.shape, prod(place.factors))
+    weights = [core.weight for core in cores]
+    own_backward = first.trainer or (first.sparse and not torch.compiler.is_compiling())
+    if own_backward and torch.is_grad_enabled() and first.weight.requires_grad:
+        return _TensorTrain.apply(place, first.trainer, *weights)
+    return tensor_train.multiply(weights, *place)
+
+
+class _TensorTrain(torch.autograd.Function):
+    """Reads rows of tensor trains; its backward pass trains the cores, or gives them sparse gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, place: tensor_train.Place, trainer: Any, *cores: Tensor) -> Tensor:
+        ctx.cores, ctx.place, ctx.trainer = cores, place, trainer
+        return tensor_train.multiply(cores, *place)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        cores, place = ctx.cores, ctx.place
+        if ctx.trainer:
+            ctx.trainer.train_tensor_train(cores, gradient, place)
+            return (None,) * (2 + len(cores))
+        index = tensor_train.slices(place.ids, place.tables, place.radices)[place.ids >= 0]
+        touched = [rows.unique() for rows in index.unbind(1)]
+        dense = tensor_train.gradients(gradient, cores, *place)
+        sparse = [
+            torch.sparse_coo_tensor(rows[None], whole[rows], whole.shape, is_coalesced=True, check_invariants=False)
+            for rows, whole in zip(touched, dense, strict=True)
+        ]
+        return None, None, *sparse
 
 
 class Packed(nn.Module):
