@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketrec.kernels import gather, robe
+from pocketrec.kernels import gather, quantized, robe
 
 Quantize = Literal["int8", "int4"]
 GROUP = 64  # neighbouring elements of an array that share a scale
 # torch's row-wise formats: codes, then scale and offset of the row as float32 (int8) or float16 (int4)
 CODE_BYTES = {"int8": 1.0, "int4": 0.5}
+BITS = {"int8": 8, "int4": 4}
 SCALE_BYTES = {"int8": 8, "int4": 4}
 
 
@@ -162,16 +163,11 @@ class Packed(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         """Read rows as float32: int64 [k] -> [k, width]."""
-        return self.split(self.codes.index_select(0, index))
+        return quantized.unpacked_rows(self.codes, index, self.width, BITS[self.quantize])
 
-    def split(self, packed: Tensor) -> Tensor:
-        """Turn packed rows into floats."""
-        if self.quantize == "int8":
-            codes, scales = packed[:, :-8], packed[:, -8:].contiguous().view(torch.float32)
-        else:
-            pairs, scales = packed[:, :-4], packed[:, -4:].contiguous().view(torch.float16).float()
-            codes = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1)  # the low half holds the even column
-        return codes[:, : self.width] * scales[:, :1] + scales[:, 1:]
+    def whole(self) -> Tensor:
+        """Return all rows as float32."""
+        return quantized.unpacked(self.codes, self.width, BITS[self.quantize])
 
 
 class QuantizedRows(nn.Module):
@@ -214,7 +210,7 @@ class QuantizedWeights(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the tensor, float32."""
-        return self.packed.split(self.packed.codes).flatten()[: prod(self.shape)].view(self.shape)
+        return self.packed.whole().flatten()[: prod(self.shape)].view(self.shape)
 
 
 class QuantizedNarrow(QuantizedArray):

@@ -1,7 +1,7 @@
 """Rows of codes, each row with a scale and an offset of its own: `code * scale + offset`, in torch's packed formats.
 
-    8 bits: a byte a code, then scale and offset as float32
-    4 bits: two codes a byte, the even column in its low half, then scale and offset as float16
+8 bits: a byte a code, then scale and offset as float32
+4 bits: two codes a byte, the even column in its low half, then scale and offset as float16
 """
 
 import torch
@@ -14,9 +14,12 @@ from pocketrec.kernels.operators import operator
 def unpacked(packed: Tensor, width: int, bits: int) -> Tensor:
     """Turn packed rows, uint8 [rows, bytes], into float32 [rows, width]."""
     if bits == 8:
-        codes, scales = packed[:, :-8], packed[:, -8:].contiguous().view(torch.float32)
+        codes, scales = packed[:, :-8], packed[:, -8:].clone(memory_format=torch.contiguous_format).view(torch.float32)
     else:
-        pairs, scales = packed[:, :-4], packed[:, -4:].contiguous().view(torch.float16).float()
+        pairs, scales = (
+            packed[:, :-4],
+            packed[:, -4:].clone(memory_format=torch.contiguous_format).view(torch.float16).float(),
+        )
         codes = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1)
     return codes[:, :width] * scales[:, :1] + scales[:, 1:]
 

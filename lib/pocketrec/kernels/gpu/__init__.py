@@ -47,5 +47,5 @@ def _load(family: str) -> tuple[ModuleType | None, str]:
     try:
         import_module("triton")
     except ImportError as error:
-        return None, f"no triton: {error} (pip install triton)"
+        return None, f"no triton: {error} (pip install 'pocketrec[gpu]')"
     return import_module(f"{__name__}.{family}"), ""

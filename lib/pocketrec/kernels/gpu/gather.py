@@ -1,9 +1,9 @@
 """Rows of a table on a GPU; `pocketrec.kernels.gather` has the formulas.
 
-Rows are stored as float32, bfloat16 or float16; sums and updates are float32. To read moves index, rows and output once.
-To train sorts the index and gives each row that occurs one program, which adds its gradients in the order of the
-batch: the same bits every time. It reads each gradient once, each touched row and its accumulator once and writes them
-once, beside the sort's keys. No atomics.
+Rows are float32, bfloat16 or float16; sums and updates are float32. To read moves index, rows and output once. To train
+sorts the index and gives each row that occurs one program, which adds its gradients in an order of its own: the same
+bits every time, without atomics. Beside the sort it reads each gradient once, and reads and writes each touched row and
+its accumulator once; a row that occurs very often costs its partial sums as well.
 """
 
 import torch
@@ -30,8 +30,7 @@ def _read(
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    i_n = tl.program_id(0).to(tl.int64)
-    o_n, o_w = i_n * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_W)
+    o_n, o_w = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_W)
     m_n, m_w = o_n < count, o_w < WIDTH
     # [BLOCK_N]
     b_index = tl.load(p_index + o_n, mask=m_n, other=-1).to(tl.int64)
@@ -139,6 +138,7 @@ def train_rows(table: Tensor, total: Tensor | None, index: Tensor, gradient: Ten
     found, lengths = keys.unique_consecutive(return_counts=True)
     width = table.shape[1]
     blocks = {"WIDTH": width, "BLOCK_K": GROUP, "BLOCK_W": triton.next_power_of_2(width)}
+    blocks["num_warps"] = min(4, max(1, GROUP * blocks["BLOCK_W"] // 256))
     if int(lengths.max()) > LONG:
         # a row that half of the batch names would keep one program busy long after the others are done
         last = torch.ones_like(keys, dtype=torch.bool)

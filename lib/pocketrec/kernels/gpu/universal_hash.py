@@ -43,8 +43,7 @@ def _slots(
     HASHES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    i_n = tl.program_id(0).to(tl.int64)
-    o_n = i_n * BLOCK + tl.arange(0, BLOCK)
+    o_n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_n, o_term = o_n < count, o_n % TERMS
     # [BLOCK]
     b_id = tl.load(p_ids + o_n // HASHES, mask=m_n, other=0).to(tl.uint64)
