@@ -26,11 +26,13 @@ INK, MUTED, GRID, ALARM, PAPER = "#1f2933", "#667380", "#dde2e8", "#c2342b", "#f
 CEILING = (0, (5, 4))  # dashes of the best reachable score
 ON_DARK, ON_LIGHT = "#f7f9fb", "#101418"  # text inside coloured cells
 FULL = ("#7b8794", "o")
-# Okabe and Ito's colours, told apart by the colour-blind, the darker ones first. A method keeps its place.
+# Okabe and Ito's colours, told apart by the colour-blind, the darker ones first. A method keeps its place; those
+# beyond the eighth share a colour with another marker.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f6bb8", "#8c613c")
 _MARKERS = ("s", "D", "^", "v", "P", "X", "<", ">")
 _DASHES = ("-", (0, (4, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)))  # one a variant
-_KNOWN = ("robe", "hashing", "low_dim", "qr", "tt_rec", "mlet", "cce", "cafe")
+_KNOWN = ("robe", "hashing", "low_dim", "quotient_remainder", "tt_rec", "mlet", "cce", "cafe")
+_KNOWN += ("dhe", "dpq", "hash_embeddings", "memcom", "mgqe", "mixed_dim", "pruning", "pss")
 
 _STYLE = sns.axes_style("ticks") | {
     "font.family": "sans-serif",
@@ -69,7 +71,7 @@ def look(method: str) -> tuple[str, str]:
         return FULL
     if method in _KNOWN:
         place = _KNOWN.index(method)
-        return _COLOURS[place], _MARKERS[place]
+        return _COLOURS[place % 8], _MARKERS[(place + place // 8 * 4) % 8]
     code = zlib.crc32(method.encode())
     return _COLOURS[code % 8], _MARKERS[code // 8 % 8]
 
