@@ -12,7 +12,7 @@ from pocketrec.files import read_yaml
 from pocketrec.report.columns import CELL, METRICS, Metric
 from pocketrec.report.plots import look
 from pocketrec.report.results import cells_of_runs, curves, speed
-from pocketrec.report.statistics import half_width, label, summary, tied_with_best
+from pocketrec.report.statistics import half_width, label, summary, tied_with_best, with_loss
 
 AUC_LOSS = Metric("auc_loss", "AUC loss", "", better="lower")
 SHOWN = ("ratio_achieved", "inference_bytes", "training_bytes", "auc", "log_loss", "auc_head", "auc_torso", "auc_tail")
@@ -73,10 +73,6 @@ def _cells(
     model = samples[samples["part"] == "model"].sort_values("batch") if len(samples) else samples
     timed = {cell: _speed(rows, machines) for cell, rows in model.groupby(CELL)} if len(model) else {}
     tied = {cell: bool(known) for cell, known in tied_with_best(results).dropna().items()}
-    best = cells.groupby("dataset")["auc"].transform("max")
-    full = cells["dataset"].isin(cells.loc[(cells["method"] == "full") & cells["auc"].notna(), "dataset"])
-    loss = (-cells["auc_delta"]).where(full, best - cells["auc"]).mask(full & (cells["method"] == "full"), 0.0)
-    cells = cells.assign(auc_loss=loss, auc_loss_ci=cells["auc_delta_ci"].where(full))
     return [
         {
             "dataset": row["dataset"],
@@ -91,7 +87,7 @@ def _cells(
             "curve": learned.get(cell),
             "speed": timed.get(cell),
         }
-        for row in cells.to_dict("records")
+        for row in with_loss(cells).to_dict("records")
         for cell in [tuple(row[name] for name in CELL)]
     ]
 

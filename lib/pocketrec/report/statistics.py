@@ -11,6 +11,7 @@ from pocketrec.report.columns import CELL, FAILURES, METRICS, STATUSES, times
 
 CHANCE = 0.5  # AUC of a model that knows nothing
 KEEPS = 0.95  # the share of the full table's gain that counts as kept in a finding
+NEAR = 1.01  # sizes and times closer than that are equal
 LEVEL = 0.05  # of a test, after the correction for how many there are
 
 
@@ -136,6 +137,32 @@ def tied_with_best(results: pd.DataFrame, metric: str = "auc") -> pd.Series:
     tied = pd.Series(True, cells, dtype="boolean", name="tied")
     tied[rivals.index] = rivals.ge(LEVEL).astype("boolean").mask(rivals.isna())
     return tied
+
+
+def with_loss(cells: pd.DataFrame) -> pd.DataFrame:
+    """Add `auc_loss` to a `summary`: against the full table with the same seeds, or against a dataset's best cell.
+
+    The second, which has no interval, only where the full table has not finished.
+    """
+    full = (cells["method"] == "full") & cells["auc"].notna()
+    known = cells["dataset"].isin(cells.loc[full, "dataset"])
+    to_best = cells.groupby("dataset")["auc"].transform("max") - cells["auc"]
+    loss = (-cells["auc_delta"]).where(known, to_best).mask(full, 0.0)
+    return cells.assign(auc_loss=loss, auc_loss_ci=cells["auc_delta_ci"].where(known & ~full))
+
+
+def front(cells: pd.DataFrame, x: str) -> pd.Series:
+    """Tell which cells of `with_loss` no other of the dataset beats: in AUC at the same `x`, or in `x` at the same AUC.
+
+    Values of `x` within 1 % count as equal. A cell that lacks either is not on the front.
+    """
+    ahead = pd.Series(False, cells.index)
+    for _, rows in cells.dropna(subset=["auc_loss", x]).groupby("dataset"):
+        loss, cost = rows["auc_loss"].to_numpy(), rows[x].to_numpy(dtype=float)
+        gain = loss - loss[:, None]
+        beats = (cost[:, None] <= NEAR * cost) & ((gain > 0) | ((gain == 0) & (cost[:, None] < cost)))
+        ahead[rows.index] = ~beats.any(axis=0)
+    return ahead
 
 
 def highest_ratio(results: pd.DataFrame, loss: float = 0.005) -> pd.DataFrame:
