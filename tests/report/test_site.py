@@ -15,7 +15,7 @@ import records
 
 from pocketrec import report
 from pocketrec.errors import UserError
-from pocketrec.report import explorer
+from pocketrec.report import contents
 from pocketrec.report.results import tidy
 
 LOADS = {"src", "srcset", "data", "poster", "action", "background"}
@@ -187,7 +187,7 @@ def test_five_thousand_records_take_seconds(tmp_path):
     found = [records.quality(*cell) for cell in grid]
     results = tidy(found)
     start = time.monotonic()
-    text = json.dumps(explorer.contents(tmp_path, found, results), allow_nan=False)
+    text = json.dumps(contents.contents(tmp_path, found, results), allow_nan=False)
     assert time.monotonic() - start < 60  # three seconds on an idle core
     assert len(text) < 3_000_000
 

@@ -178,6 +178,33 @@ def _tradeoff_panel(ax: Axes, cells: pd.DataFrame, x: str) -> None:
 
 
 @house_style
+def against(results: pd.DataFrame, x: str, y: str) -> Figure:
+    """Any metric against any other, a panel a dataset, a line a method; whiskers are 95 % intervals."""
+    cells = summary(results).dropna(subset=[x, y])
+    if cells.empty:
+        return _sentence(f"Nothing to show of {METRICS[y].label} against {METRICS[x].label}: {verdict(results)}.")
+    cells = cells.assign(label=cells.apply(label, axis=1))
+    groups = list(cells.groupby("dataset"))
+    figure, axes = _panels(len(groups), 6.4, 4.2)
+    for ax, (dataset, rows) in zip(axes, groups, strict=True):
+        for line, dash in _lines(rows):
+            line = line.sort_values("ratio_requested")
+            hue, marker = look(line["method"].iloc[0])
+            half = line[f"{y}_ci"].fillna(0) * METRICS[y].scale if f"{y}_ci" in line else None
+            values = line[x] * METRICS[x].scale, line[y] * METRICS[y].scale
+            ax.errorbar(*values, half, color=hue, marker=marker, ls=dash, lw=1.4, label=line["label"].iloc[0], mew=0)
+        if rows[x].min() > 0 and rows[x].max() > 20 * rows[x].min():
+            ax.set_xscale("log")
+            _log_axis(ax, rows[x] * METRICS[x].scale, "{:,.4g}".format)
+        ax.set(xlabel=METRICS[x].axis, ylabel=METRICS[y].axis)
+        best = rows.loc[rows[y].idxmin() if METRICS[y].better == "lower" else rows[y].idxmax()]
+        best_label = f"{best['label']} at {times(best['ratio_requested'])}"
+        _title(ax, f"{dataset}: {METRICS[y].label} is best with {best_label}", 52)
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+@house_style
 def pareto(results: pd.DataFrame, x: str = "inference_bytes") -> Figure:
     """AUC loss against bytes, or against `x="latency_p99_ms"`, a panel a dataset; what another cell beats is faded."""
     cells = with_loss(summary(results)).dropna(subset=["auc_loss", x])
@@ -477,7 +504,7 @@ def _fastest(rows: pd.DataFrame) -> str:
 
 @house_style
 def changes(table: pd.DataFrame) -> Figure:
-    """Differences of `compare`, a panel a dataset: coloured where they pass factor and test, grey otherwise."""
+    """Differences in AUC that `compare` found, a panel a dataset; grey where they pass no factor or no test."""
     table = table.dropna(subset="difference")
     if table.empty:
         return _sentence("No change to show: no configuration is finished in both sets.")
@@ -494,10 +521,14 @@ def changes(table: pd.DataFrame) -> Figure:
             ax.plot(row["difference"], place, marker, color=hue, markersize=7, markeredgewidth=0)
         ax.axvline(0, color=INK, linewidth=1, linestyle=CEILING)
         ax.set_yticks(range(len(rows)), rows["label"])
-        ax.set(ylim=(-0.6, len(rows) - 0.4), xlabel="Change of the mean (second set − first set)")
+        ax.set(ylim=(-0.6, len(rows) - 0.4), xlabel="Change of the mean AUC (second set − first set)")
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
         better = int((rows["flag"] == "better").sum())
-        _title(ax, f"{dataset}: {better} better, {int(told.sum()) - better} worse, {int((~told).sum())} not told", 52)
+        _title(
+            ax,
+            f"{dataset}: {better} better, {int(told.sum()) - better} worse, {int((~told).sum())} the same or unclear",
+            52,
+        )
     return figure

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pocketrec.errors import UserError
 from pocketrec.files import atomic
-from pocketrec.report import explorer
+from pocketrec.report import contents
 from pocketrec.report.columns import FAILURES, times
 from pocketrec.report.pages import template
 from pocketrec.report.results import read_records, tidy
@@ -41,7 +41,7 @@ def index(suite_dir: str | Path, title: str | None = None, question: str | None 
         question=question or _question(results),
         verdict=verdict(results),
         findings={name: finding(rows) for name, rows in results.groupby("dataset")},
-        data=_embedded(explorer.contents(suite_dir, found, results)),
+        data=_embedded(contents.contents(suite_dir, found, results)),
         dashboards=_dashboards(suite_dir),
         environments=environments,
         machines=_count_machines(environments["machines"]),
@@ -106,4 +106,4 @@ def _distinct(environments: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame
 
 def _troubles(suite_dir: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the runs that failed, timed ones included."""
-    return [explorer.run(suite_dir, record) for record in found if record["status"] in FAILURES]
+    return [contents.run(suite_dir, record) for record in found if record["status"] in FAILURES]

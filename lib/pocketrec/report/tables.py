@@ -102,6 +102,12 @@ def sizes(results: pd.DataFrame) -> Styler:
     return _plain(pd.concat([_names(table), cells(table, names)], axis=1))
 
 
+def numbers(results: pd.DataFrame, names: Sequence[str]) -> Styler:
+    """Return chosen metrics of each configuration, with intervals."""
+    table = summary(results)
+    return _plain(pd.concat([_names(table), cells(table, names)], axis=1))
+
+
 def _names(table: pd.DataFrame) -> pd.DataFrame:
     names = {"dataset": table["dataset"], "method": [label(row) for row in table.to_dict("records")]}
     return pd.DataFrame(names | {"ratio": table["ratio_requested"].map(times)}, index=table.index)
