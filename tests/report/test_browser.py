@@ -110,6 +110,17 @@ def test_the_budget_names_the_best_that_fits(visit, built, megabytes, millisecon
     assert f"{best['auc']:.4f}" in shown.page.locator("#answer").inner_text()
 
 
+def test_a_mean_over_the_seeds_that_survived_says_so(visit):
+    shown = visit("#dataset=planted&search=robe")
+    assert shown.rows()[1] == "robe" and "(2 of 3 seeds)" in shown.texts("#numbers tbody tr")[1]
+    assert "seeds)" not in shown.texts("#numbers tbody tr")[0]
+
+
+def test_the_best_stays_the_best_when_it_is_hidden(visit):
+    shown = visit("#dataset=planted&without=robe")
+    assert shown.page.locator("#numbers td.best").count() == 0
+
+
 def test_a_budget_that_nothing_meets(visit):
     shown = visit("#dataset=planted&megabytes=0.0001")
     assert (
