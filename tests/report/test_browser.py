@@ -203,6 +203,14 @@ def test_little_to_show(visit, tmp_path, found):
     assert Axe().run(shown.page).violations_count == 0
 
 
+def test_only_a_search_so_far(visit, tmp_path):
+    found = [records.quality("robe", "planted", 10, 0, kind="search", run="robe/planted/r10-search-table_lr0.1")]
+    page = visit(path=report.index(records.write(tmp_path, found))).page
+    assert "no training run has ended yet" in page.inner_text("main")
+    assert not page.locator("#choose").is_visible()
+    assert page.locator("summary").inner_text() == "planted · robe1 of 1 done"
+
+
 def test_times_of_two_machines_are_not_mixed(visit, tmp_path):
     found = [records.quality(method, "planted", 10, seed) for method in ("robe", "hashing") for seed in range(2)]
     timed = [records.timed(method, "planted", 10) for method in ("robe", "hashing")]

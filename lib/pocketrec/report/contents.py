@@ -33,7 +33,7 @@ def contents(suite_dir: Path, found: list[dict[str, Any]], results: pd.DataFrame
     shown = [METRICS[name] for name in SHOWN] + [AUC_LOSS]
     return {
         "metrics": {metric.name: _metric(metric) for metric in shown},
-        "methods": {method: look(method) for method in sorted(cells["method"].unique())},
+        "methods": {method: look(method) for method in sorted({record["method"] for record in found})},
         "datasets": {dataset: _lines(dataset, rows) for dataset, rows in cells.groupby("dataset")},
         "machines": list(dict.fromkeys(machines.values())),
         "cells": _cells(cells, results, curves(found), speed(found), machines),

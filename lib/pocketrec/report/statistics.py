@@ -243,6 +243,8 @@ def label(row: Mapping[str, Any] | pd.Series) -> str:
 
 def verdict(results: pd.DataFrame) -> str:
     """Count how runs ended: `36 of 40 done, 3 infeasible, 1 failed (oom)`."""
+    if results.empty:
+        return "no training run has ended yet"
     count = results["status"].value_counts()
     failed = count.reindex(FAILURES).dropna().astype(int)
     parts = [f"{count.get('done', 0)} of {len(results)} runs done"]

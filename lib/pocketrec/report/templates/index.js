@@ -528,7 +528,9 @@ window.addEventListener("hashchange", () => {
     show();
   }
 });
-window.addEventListener("resize", show);
-read();
+if (data.cells.length) window.addEventListener("resize", show);
 groups();
-show();
+if (data.cells.length) {
+  read();
+  show();
+} else for (const id of ["view", "choose", "learning", "map", "table"]) $(id).hidden = true; // a search that still runs
