@@ -172,11 +172,35 @@ def publish(suite: SuiteName) -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
-def compare(a: SuiteName, b: SuiteName) -> None:
-    """Compare the results of two suites, or of two folders of results."""
+def bundle(
+    suite: SuiteName,
+    to: Annotated[Path | None, typer.Option(help="The file to write; beside the folder of results otherwise.")] = None,
+) -> None:
+    """Write one zip to send: page, notebooks, records, environment."""
     from pocketrec import report
 
-    typer.echo(report.compare(_results(a), _results(b)).to_string(index=False))
+    folder = _results(suite)
+    report.convert(folder)
+    path, left_out = report.bundle(folder, to, question=_title(suite))
+    _console().print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+    for name in left_out:
+        _console().print(f"left out, above 1 MB: {name}", soft_wrap=True)
+
+
+@app.command(rich_help_panel=RESULTS)
+def compare(
+    a: Annotated[str, typer.Argument(help="What was: a suite, a folder of results or a bundle.")],
+    b: Annotated[str, typer.Argument(help="What is.")],
+    page: Annotated[Path | None, typer.Option(help="Write the comparison as a page, too.")] = None,
+) -> None:
+    """Compare the results of two suites, folders or bundles."""
+    from pocketrec import report
+    from pocketrec.report.comparison import text
+
+    with report.unpacked(_results(a)) as one, report.unpacked(_results(b)) as other:
+        typer.echo(text(one, other))
+        if page:
+            _console().print(f"open {report.comparison_page(one, other, page)}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -301,11 +325,11 @@ def _title(name: str) -> str | None:
 
 
 def _results(name: str) -> Path:
-    """Folder of results of a suite given by name or file, or a folder as it is."""
+    """Folder of results of a suite given by name or file, or a folder or bundle as it is."""
     from pocketrec import paths
     from pocketrec.suite import spec
 
-    if Path(name).is_dir() and "/" in name:
+    if (Path(name).is_dir() and "/" in name) or Path(name).suffix == ".zip":
         return Path(name)
     return paths.RESULTS / spec.find(name).stem
 
