@@ -4,7 +4,7 @@ import hashlib
 import json
 import pkgutil
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,13 +14,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pocketrec import paths
-from pocketrec.data import columns, fetch, rows, sources
+from pocketrec.data import columns, fetch, published, raw, rows, sources, text
 from pocketrec.data.options import resolve
 from pocketrec.data.prepared import Dataset
 from pocketrec.errors import UserError, unknown
 from pocketrec.files import read_yaml
 
-KEYS = {"title", "source", "about", "licence", "file", "options", "recipe"}
+KEYS = {"title", "source", "about", "licence", "file", "raw", "published", "options", "recipe"}
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class _Choice:
 
     @property
     def digest(self) -> str:
-        code = [Path(module.__file__).read_text() for module in (rows, columns, self.source)]
+        shared = (rows, columns, text) if "raw" in self.content else (rows, columns)
+        code = [Path(module.__file__).read_text() for module in (*shared, self.source)]
         identify = getattr(self.source, "fingerprint", lambda options: None)
-        pin = self.content.get("file", {}).get("sha256")
+        pin = raw.fingerprint(self.name) if "raw" in self.content else self.content.get("file", {}).get("sha256")
         parts = [asdict(self.options), pin, code, identify(self.options)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -68,17 +69,16 @@ def prepare(
     name: str,
     options: Mapping[str, Any] | None = None,
     *,
-    raw: Path | None = None,
+    raw: Path | Sequence[Path] = (),
     progress: bool = True,
 ) -> Path:
     """Return the folder with the arrays of a dataset, building it where it is not there.
 
-    `raw` is the user's own copy of a file that would be downloaded. Of several processes one builds and
-    the others wait. A build is done in a sibling folder that takes the final name when it is whole.
+    `raw` is the user's own copy of a file that would be downloaded, or of several. Of several processes one
+    builds and the others wait. A build is done in a sibling folder that takes the final name when it is whole.
     """
     choice = _choose(name, options)
-    if raw is not None and "file" not in choice.content:
-        raise UserError(f"{name}: takes no raw file, since it is not one that is downloaded")
+    own = _own_file(choice, [raw] if isinstance(raw, Path) else list(raw))
     folder = paths.DATA / "prepared" / f"{name}-{choice.digest[:12]}"
     if _is_whole(folder):
         return folder
@@ -87,8 +87,19 @@ def prepare(
     with FileLock(_lock(folder)):
         if not _is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            _build(choice, folder, raw, progress)
+            _build(choice, folder, own, progress)
     return folder
+
+
+def _own_file(choice: _Choice, given: list[Path]) -> Path | None:
+    """Return the user's copy of the pinned file, or remember those of files that are not pinned."""
+    if given and "raw" in choice.content:
+        raw.remember(choice.name, given, choice.content["raw"]["names"])
+    elif given and "file" not in choice.content:
+        raise UserError(f"{choice.name}: takes no raw file, since it is not one that is downloaded")
+    elif len(given) > 1:
+        raise UserError(f"{choice.name}: takes one raw file, not {len(given)}")
+    return given[0] if given and "file" in choice.content else None
 
 
 def _is_whole(folder: Path) -> bool:
@@ -99,15 +110,19 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _build(choice: _Choice, folder: Path, raw: Path | None, progress: bool) -> None:
+def _build(choice: _Choice, folder: Path, own: Path | None, progress: bool) -> None:
     temporary = folder.with_name(f".{folder.name}.building")
     scratch = temporary / "scratch"
     shutil.rmtree(temporary, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
         pin = choice.content.get("file")
-        inputs = rows.Inputs(fetch.get(pin, raw) if pin else None, scratch, progress)
-        rows.write(temporary, choice.source.rows(choice.options, inputs), _meta(choice))
+        files = raw.files(choice.name) if "raw" in choice.content else []
+        inputs = rows.Inputs(fetch.get(pin, own) if pin else None, scratch, progress, files)
+        found = choice.source.rows(choice.options, inputs)
+        if "published" in choice.content:
+            found.notes |= published.compare(choice.content["published"], choice.options, found)
+        rows.write(temporary, found, _meta(choice))
         shutil.rmtree(scratch)
         temporary.rename(folder)
     finally:
@@ -150,7 +165,7 @@ def _content(name: str) -> dict[str, Any]:
     for key in content:
         if key not in KEYS:
             raise unknown("key", key, KEYS, path)
-    for key in ("file", "options", "recipe"):
+    for key in ("file", "raw", "published", "options", "recipe"):
         if not isinstance(content.get(key) or {}, dict):
             raise UserError(f"{path}: `{key}` must be a mapping of names to values, got {content[key]!r}")
     return content

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pocketrec.data.rows import Block, Rows, random_split
+from pocketrec.data.rows import Block, Rows, random_split, uniform
 from pocketrec.errors import UserError
 
 BLOCK = 2**18
@@ -24,8 +24,9 @@ def encode(
     categorical: Sequence[str],
     dense: Mapping[str, pl.Expr] | None = None,
     transform: Transform = "standardise",
-    split: str = "random",
+    split: str | pl.Expr = "random",
     split_seed: int = 0,
+    keep: pl.Expr | None = None,
     vocabulary: Vocabulary = "train",
     min_count: int = 1,
     where: object = "table",
@@ -33,9 +34,11 @@ def encode(
 ) -> Rows:
     """Split the rows 8:1:1 and give every categorical column contiguous ids.
 
-    * `label` is 0 or 1, `dense` are floats with nulls where missing, `categorical` columns become strings.
+    * `label` is 0 or 1, `dense` are numbers with nulls where missing; `categorical` columns become strings unless
+      they are integers. The column `ROW` numbers the rows; it is made where it is not there.
     * `split` is `random` (a hash of row number and `split_seed`), `position`, or `time:<column>`, where the
-      latest tenth is the test set, and rows of the same time stay together.
+      latest tenth is the test set, and rows of the same time stay together; or an expression for 0 (train),
+      1 (validation) or 2 (test). Rows for which `keep` is false are left out of all of them.
     * The ids of a column are the places of its values in sorted order, from 1 on, so they do not tell how
       frequent a value is. Id 0 stands for a missing value and for one outside the vocabulary, which holds
       the values of training rows (`train`) or of all rows (`all`) that occur there `min_count` times.
@@ -48,24 +51,51 @@ def encode(
     dense = dense or {}
     features = [f"feature{i}" for i in range(len(categorical))]
     numbers = [f"dense{i}" for i in range(len(dense))]
-    table = table.with_row_index(ROW)
+    schema = table.collect_schema()
+    if ROW not in schema:
+        table = table.with_row_index(ROW)
+    if keep is not None:
+        table = table.filter(keep)
     table = table.select(
         label.cast(pl.UInt8).alias("label"),
-        _split(table, split, split_seed).alias("split"),
+        (split if isinstance(split, pl.Expr) else _split(table, split, split_seed)).alias("split"),
         *[value.cast(pl.Float64).alias(new) for new, value in zip(numbers, dense.values(), strict=True)],
-        *[pl.col(name).cast(pl.String).alias(new) for new, name in zip(features, categorical, strict=True)],
+        *[
+            pl.col(name).cast(schema[name] if schema[name].is_integer() else pl.String).alias(new)
+            for new, name in zip(features, categorical, strict=True)
+        ],
     )
     split_rows = _split_rows(table, where)
-    seen = table if vocabulary == "all" else table.filter(pl.col("split") == 0)
-    values = [_values(seen, name, min_count) for name in features]
+    found = [_values(table, name, vocabulary, min_count) for name in features]
+    values = [known for known, _ in found]
     numeric = _transformed(table, numbers, transform)
     return Rows(
         cardinalities={name: len(known) + 1 for name, known in zip(categorical, values, strict=True)},
         dense_names=list(dense),
         split_rows=split_rows,
         blocks=_blocks(table.with_columns(numeric), values, numbers, sum(split_rows), progress),
+        distinct={name: distinct for name, (_, distinct) in zip(categorical, found, strict=True)},
         notes={"vocabulary": vocabulary, "id 0": "missing, or not in the vocabulary"},
     )
+
+
+def held_out(rows: int, last: int) -> pl.Expr:
+    """Return the split that holds out the last rows: their first half for testing, their second for validation."""
+    row, train = pl.col(ROW), rows - last
+    test = row.is_between(train, train + (last + 1) // 2, closed="left")
+    return (row >= train).cast(pl.UInt8) + test.cast(pl.UInt8)
+
+
+def thinned(label: pl.Expr, share: float, seed: int) -> pl.Expr | None:
+    """Return which rows are kept where this share of the negative ones, by a hash of their number, is not."""
+    if share == 0:
+        return None
+    drawn = pl.col(ROW).map_batches(
+        lambda rows: pl.Series(uniform(rows.fill_null(0).to_numpy(), seed)),  # null: polars asks about statistics
+        return_dtype=pl.Float64,
+        is_elementwise=True,
+    )
+    return (label == 1) | (drawn >= share)
 
 
 def _split(table: pl.LazyFrame, split: str, seed: int) -> pl.Expr:
@@ -99,11 +129,17 @@ def _split_rows(table: pl.LazyFrame, where: object) -> list[int]:
     return [counts[code][0] for code in range(3)]
 
 
-def _values(table: pl.LazyFrame, name: str, min_count: int) -> pl.DataFrame:
-    """Return the vocabulary of a column, sorted, with ids from 1 on."""
-    counted = table.filter(pl.col(name).is_not_null()).group_by(name).len()
-    kept = counted.filter(pl.col("len") >= min_count).select(name).sort(name)
-    return kept.collect(engine="streaming").with_row_index(f"{name}.id", offset=1)
+def _values(table: pl.LazyFrame, name: str, vocabulary: Vocabulary, min_count: int) -> tuple[pl.DataFrame, int]:
+    """Return the vocabulary of a column, sorted, with ids from 1 on, and how many values the column has.
+
+    A missing value counts as one, but as the same as a 0 among integers, which is how the papers count.
+    """
+    seen = pl.col("split") <= (2 if vocabulary == "all" else 0)
+    counted = table.group_by(name).agg(seen.cast(pl.Int64).sum().alias("seen")).collect(engine="streaming")
+    integers = counted[name].dtype.is_integer()
+    both = integers and counted[name].has_nulls() and (counted[name] == 0).any()
+    kept = counted.lazy().filter(pl.col(name).is_not_null() & (pl.col("seen") >= min_count)).select(name).sort(name)
+    return kept.collect().with_row_index(f"{name}.id", offset=1), len(counted) - both
 
 
 def _transformed(table: pl.LazyFrame, names: list[str], transform: Transform) -> list[pl.Expr]:
