@@ -52,6 +52,14 @@ def recipe(name: str) -> dict[str, Any]:
     return dict(_content(name).get("recipe") or {})
 
 
+def published_cardinalities(name: str) -> list[int]:
+    """Return the largest tables that were published of a dataset."""
+    tables = _content(name).get("published", {}).get("tables")
+    if not tables:
+        raise UserError(f"{_folder() / name}.yaml: has no published cardinalities")
+    return max((table["cardinalities"] for table in tables), key=sum)
+
+
 def digest(name: str, options: Mapping[str, Any] | None = None) -> str:
     """Hash of all that determines the arrays: options, pinned input, and the code that prepares them.
 

@@ -197,6 +197,22 @@ def prepare(
 
 
 @app.command(rich_help_panel=TOOLS)
+def synth(
+    dataset: Annotated[str, typer.Argument(help="criteo-kaggle, criteo-tb or avazu.")],
+    rows: Annotated[int, typer.Option(min=10)],
+    out: Annotated[Path | None, typer.Option(help="Where to; a folder in the data folder.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write raw files in a dataset's original format, drawn from the planted teacher."""
+    from pocketrec import data, paths
+    from pocketrec.data import synth
+
+    folder = out or paths.DATA / "synth" / dataset
+    synth.write(dataset, folder, data.published_cardinalities(dataset), rows, seed=seed)
+    typer.echo(f"{folder}\nprepare them with: pocketrec prepare {dataset} --raw {folder}")
+
+
+@app.command(rich_help_panel=TOOLS)
 def methods() -> None:
     """List the methods: paper, idea, what they save, how far they go (as Markdown)."""
     from pocketrec.suite.sizes import markdown, overview
