@@ -1,6 +1,7 @@
 """From a table with named columns to ids: vocabularies first, then blocks of rows, both streamed."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from pocketrec.data.rows import Block, Rows, random_split, uniform
 from pocketrec.errors import UserError
 
 BLOCK = 2**18
+WORKERS = 2  # threads that look ids up
 ROW = "__row__"
 
 Vocabulary = Literal["all", "train"]
@@ -157,20 +159,74 @@ def _transformed(table: pl.LazyFrame, names: list[str], transform: Transform) ->
 def _blocks(
     table: pl.LazyFrame, vocabularies: list[pl.DataFrame], numbers: list[str], total: int, progress: bool
 ) -> Iterator[Block]:
-    """Look all ids up in one streamed query, whose order is that of the table."""
+    """Look all ids up block by block, in the order of the table: text in the streamed query, integers after it."""
+    lookups: list[_Lookup | None] = []
     for values in vocabularies:
-        table = table.join(values.lazy(), on=values.columns[1], how="left", maintain_order="left")
-    ids = [values.columns[0] for values in vocabularies]
-    encoded = table.select("label", "split", *numbers, pl.col(ids).fill_null(0))
-    with tqdm(total=total, unit="row", unit_scale=True, desc="encode", disable=not progress) as bar:
+        identity, name = values.columns
+        if values[name].dtype.is_integer():
+            lookups.append(_Lookup(values[name].to_numpy()))
+            table = table.rename({name: identity})
+        else:
+            lookups.append(None)
+            table = table.join(values.lazy(), on=name, how="left", maintain_order="left")
+    names = [values.columns[0] for values in vocabularies]
+    encoded = table.select("label", "split", *numbers, *names)
+    with (
+        tqdm(total=total, unit="row", unit_scale=True, desc="encode", disable=not progress) as bar,
+        ThreadPoolExecutor(WORKERS) as pool,
+    ):
         for frame in encoded.collect_batches(chunk_size=BLOCK, engine="streaming"):
-            labels, split = frame["label"].to_numpy(), frame["split"].to_numpy()
-            yield Block(labels, _matrix(frame, numbers, np.float32), _matrix(frame, ids, np.int64), split)
+            ids = np.empty((len(frame), len(names)), np.int64)
+            for column, found in enumerate(pool.map(_ids, lookups, (frame[name] for name in names))):
+                ids[:, column] = found
+            yield Block(frame["label"].to_numpy(), _matrix(frame, numbers), ids, frame["split"].to_numpy())
             bar.update(len(frame))
 
 
-def _matrix(frame: pl.DataFrame, names: list[str], dtype: type) -> np.ndarray:
-    matrix = np.empty((len(frame), len(names)), dtype)
+def _ids(lookup: "_Lookup | None", column: pl.Series) -> np.ndarray:
+    missing = column.is_null().to_numpy() if column.has_nulls() else None
+    values = column.fill_null(0).to_numpy()
+    if lookup is not None:
+        values = lookup(values)
+    return values if missing is None else np.where(missing, 0, values)
+
+
+class _Lookup:
+    """Places of integers in a sorted array, from 1 on, and 0 for integers that are not in it.
+
+    The leading bits of a value say where to begin, and a few steps lead on from there. Values are mostly hashes,
+    which are spread evenly, so this is several times faster than a search or a join (65 ns against 600 and 430
+    among 8 million); where they are not, it is a search.
+    """
+
+    STEPS = 32
+
+    def __init__(self, values: np.ndarray):
+        self.values = values
+        self.steps = len(values)
+        if len(values):
+            span = int(values[-1]) - int(values[0])
+            self.shift = values.dtype.type(max(0, span.bit_length() - len(values).bit_length()))
+            starts = np.arange((span >> int(self.shift)) + 1, dtype=values.dtype) << self.shift
+            self.starts = np.searchsorted(values, starts + values[0]).astype(np.uint32)
+            self.steps = int(np.diff(self.starts, append=np.uint32(len(values))).max())
+
+    def __call__(self, wanted: np.ndarray) -> np.ndarray:
+        values = self.values
+        if not len(values):
+            return np.zeros(len(wanted), np.int64)
+        inside = np.clip(wanted, values[0], values[-1])
+        if self.steps > self.STEPS:
+            place = np.searchsorted(values, inside)
+        else:
+            place = self.starts.take((inside - values[0]) >> self.shift)
+            for _ in range(self.steps):
+                place += values.take(place) < inside
+        return np.where(values.take(place) == wanted, place + np.int64(1), 0)
+
+
+def _matrix(frame: pl.DataFrame, names: list[str]) -> np.ndarray:
+    matrix = np.empty((len(frame), len(names)), np.float32)
     for column, name in enumerate(names):
         matrix[:, column] = frame[name].to_numpy()
     return matrix

@@ -48,7 +48,7 @@ def write(
     if name not in FORMATS:
         raise unknown("raw format", name, FORMATS, "synth")
     form, files = FORMATS[name], FILES[name]
-    dense_share = planted.Options.dense_share if criteo.FORMAT == form else 0.0
+    dense_share = planted.Options.dense_share if form == criteo.FORMAT else 0.0
     teacher = planted.Teacher(Options(rows=rows, seed=seed, sizes=tuple(cardinalities), dense_share=dense_share))
     _ = teacher.calibration  # before threads ask for it
     edges = [rows * number // len(files) for number in range(len(files) + 1)]
