@@ -14,7 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pocketrec import paths
-from pocketrec.data import columns, fetch, published, raw, rows, sources, text
+from pocketrec.data import columns, fetch, published, rows, sources, text
+from pocketrec.data import raw as _raw
 from pocketrec.data.options import resolve
 from pocketrec.data.prepared import Dataset
 from pocketrec.errors import UserError, unknown
@@ -37,7 +38,7 @@ class _Choice:
         shared = (rows, columns, text) if "raw" in self.content else (rows, columns)
         code = [Path(module.__file__).read_text() for module in (*shared, self.source)]
         identify = getattr(self.source, "fingerprint", lambda options: None)
-        pin = raw.fingerprint(self.name) if "raw" in self.content else self.content.get("file", {}).get("sha256")
+        pin = _raw.fingerprint(self.name) if "raw" in self.content else self.content.get("file", {}).get("sha256")
         parts = [asdict(self.options), pin, code, identify(self.options)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -50,6 +51,11 @@ def available() -> list[str]:
 def recipe(name: str) -> dict[str, Any]:
     """Model and training parameters that suit a dataset, as its YAML suggests them."""
     return dict(_content(name).get("recipe") or {})
+
+
+def licence(name: str) -> str:
+    """Return the terms of a dataset, as its YAML states them."""
+    return _content(name).get("licence", "none stated")
 
 
 def published_cardinalities(name: str) -> list[int]:
@@ -78,14 +84,18 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     *,
     raw: Path | Sequence[Path] = (),
+    download: bool = False,
     progress: bool = True,
 ) -> Path:
     """Return the folder with the arrays of a dataset, building it where it is not there.
 
-    `raw` is the user's own copy of a file that would be downloaded, or of several. Of several processes one
+    `raw` is the user's own copy of a file that would be downloaded, or of several; `download` fetches raw files
+    that are not pinned, and goes on where an earlier attempt broke off. Of several processes one
     builds and the others wait. A build is done in a sibling folder that takes the final name when it is whole.
     """
     choice = _choose(name, options)
+    if download and "raw" in choice.content:
+        _raw.download(name, choice.content["raw"], progress)
     own = _own_file(choice, [raw] if isinstance(raw, Path) else list(raw))
     folder = paths.DATA / "prepared" / f"{name}-{choice.digest[:12]}"
     if _is_whole(folder):
@@ -102,7 +112,7 @@ def prepare(
 def _own_file(choice: _Choice, given: list[Path]) -> Path | None:
     """Return the user's copy of the pinned file, or remember those of files that are not pinned."""
     if given and "raw" in choice.content:
-        raw.remember(choice.name, given, choice.content["raw"]["names"])
+        _raw.remember(choice.name, given, choice.content["raw"]["names"])
     elif given and "file" not in choice.content:
         raise UserError(f"{choice.name}: takes no raw file, since it is not one that is downloaded")
     elif len(given) > 1:
@@ -125,7 +135,7 @@ def _build(choice: _Choice, folder: Path, own: Path | None, progress: bool) -> N
     scratch.mkdir(parents=True)
     try:
         pin = choice.content.get("file")
-        files = raw.files(choice.name) if "raw" in choice.content else []
+        files = _raw.files(choice.name) if "raw" in choice.content else []
         inputs = rows.Inputs(fetch.get(pin, own) if pin else None, scratch, progress, files)
         found = choice.source.rows(choice.options, inputs)
         if "published" in choice.content:

@@ -199,14 +199,15 @@ class _Lookup:
     among 8 million); where they are not, it is a search.
     """
 
-    STEPS = 32
+    STARTS = 2**16  # at least
+    STEPS = 32  # at most
 
     def __init__(self, values: np.ndarray):
         self.values = values
         self.steps = len(values)
         if len(values):
-            span = int(values[-1]) - int(values[0])
-            self.shift = values.dtype.type(max(0, span.bit_length() - len(values).bit_length()))
+            span, starts = int(values[-1]) - int(values[0]), max(self.STARTS, len(values))
+            self.shift = values.dtype.type(max(0, span.bit_length() - starts.bit_length()))
             starts = np.arange((span >> int(self.shift)) + 1, dtype=values.dtype) << self.shift
             self.starts = np.searchsorted(values, starts + values[0]).astype(np.uint32)
             self.steps = int(np.diff(self.starts, append=np.uint32(len(values))).max())

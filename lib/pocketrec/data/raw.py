@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketrec import paths
+from pocketrec.data import fetch
 from pocketrec.errors import UserError
 from pocketrec.files import write_json
 
@@ -26,6 +27,30 @@ def remember(name: str, given: Sequence[Path], pattern: str) -> None:
         found += [file.absolute() for file in fitting]
     found.sort(key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)])
     write_json(_record(name), [_state(file) for file in found])
+
+
+def download(name: str, where: dict[str, Any], progress: bool = True) -> None:
+    """Fetch the files of a dataset from the addresses of its YAML, and take them as its from now on.
+
+    An address with `{0..23}` stands for as many files.
+    """
+    if not where["from"]:
+        raise UserError(
+            f"{name}: is not to be had without you: {where['help']}; then `pocketrec prepare {name} --raw FILE`"
+        )
+    folder = paths.DATA / "downloads" / name
+    remedy = f"try later, or get it by hand ({where['help']}), then `pocketrec prepare {name} --raw FILE`"
+    addresses = [each for alternatives in where["from"] for each in zip(*map(_expand, alternatives), strict=True)]
+    found = [fetch.resume(list(each), folder / each[0].rpartition("/")[2], remedy, progress) for each in addresses]
+    remember(name, found, where["names"])
+
+
+def _expand(address: str) -> list[str]:
+    """Return the addresses that one with a range in braces stands for."""
+    range_ = re.search(r"\{(\d+)\.\.(\d+)\}", address)
+    if not range_:
+        return [address]
+    return [address.replace(range_[0], str(number)) for number in range(int(range_[1]), int(range_[2]) + 1)]
 
 
 def files(name: str) -> list[Path]:

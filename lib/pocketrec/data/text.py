@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
+import numpy as np
 import polars as pl
 from polars.exceptions import PolarsError
 from tqdm import tqdm
@@ -80,6 +81,7 @@ class _Block(NamedTuple):
     file: Path
     first: int  # number of its first line in the file, from 1 on
     row: int  # number of its first row in the table, from 0 on
+    lines: int
     text: bytes
 
 
@@ -104,7 +106,7 @@ def to_parquet(
                 for block in _blocks(file, member, form, before, bar):
                     path = scratch / f"{len(table.parquet):06}.parquet"
                     table.parquet.append(path)
-                    table.lines[-1] += block.text.count(b"\n")
+                    table.lines[-1] += block.lines
                     pending.append(pool.submit(_parse, block, form, path))
                     while len(pending) > WORKERS:
                         _add(table, pending.popleft().result())
@@ -130,21 +132,21 @@ def _add(table: Table, malformed: list[str]) -> None:
 
 def _parse(block: _Block, form: Format, path: Path) -> list[str]:
     """Write one block; one with a line that does not fit is looked at line by line. Returns the malformed lines."""
-    text, rows, malformed = block.text, range(block.row, block.row + block.text.count(b"\n")), []
+    rows, malformed = range(block.row, block.row + block.lines), []
     try:
-        frame = _frame(text, form)
+        frame = _frame(block.text, block.lines, form)
     except (PolarsError, ValueError):
         text, rows, malformed = _well_formed(block, form)
-        frame = _frame(text, form)
+        frame = _frame(text, len(rows), form)
     frame.insert_column(0, pl.Series(ROW, rows, pl.Int64)).write_parquet(path, compression="lz4", statistics=False)
     return malformed
 
 
-def _frame(text: bytes, form: Format) -> pl.DataFrame:
+def _frame(text: bytes, lines: int, form: Format) -> pl.DataFrame:
     """Parse lines of which each has all its fields; raises `ValueError` or `PolarsError` otherwise."""
     schema = {name: READ_AS[kind] for name, kind in form.columns.items()}
-    lines = text.count(b"\n")
-    if text.count(form.separator.encode()) != lines * (len(schema) - 1):
+    separators = np.count_nonzero(np.frombuffer(text, np.uint8) == ord(form.separator))
+    if separators != lines * (len(schema) - 1):
         raise ValueError("some line has too many or too few fields")
     if lines:
         frame = pl.read_csv(text, separator=form.separator, has_header=False, schema=schema, quote_char=None)
@@ -177,29 +179,28 @@ def _well_formed(block: _Block, form: Format) -> tuple[bytes, list[int], list[st
 
 def _blocks(file: Path, member: str, form: Format, row: int, bar: tqdm) -> Iterator[_Block]:
     """Cut a file into blocks of whole lines."""
-    line, rest, done = 1, b"", 0
+    line, done = 1, 0
     try:
         with open_text(file, member) as (stream, position):
             if form.has_header:
                 line, header = 2, stream.readline().rstrip()
                 if header != form.header:
                     raise UserError(f"{file}:1: expected the header {form.header[:60]!r}…, found {header[:60]!r}")
-            while read := stream.read(BLOCK):
-                whole, end, rest = (rest + read).rpartition(b"\n")
-                text = _unix(whole + end)
-                if text:
-                    yield _Block(file, line, row, text)
-                line, row = line + text.count(b"\n"), row + text.count(b"\n")
+            while text := stream.read(BLOCK) + stream.readline():
+                text = _unix(text)
+                lines = text.count(b"\n")
+                yield _Block(file, line, row, lines, text)
+                line, row = line + lines, row + lines
                 bar.update(position() - done)
                 done = position()
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
         raise UserError(f"{file}: cannot be read, or is cut short: {error}") from None
-    if rest:
-        yield _Block(file, line, row, _unix(rest + b"\n"))
 
 
 def _unix(text: bytes) -> bytes:
-    return text.replace(b"\r\n", b"\n") if b"\r" in text else text
+    """Return the lines with the ends that Unix gives them, the last one included."""
+    text = text.replace(b"\r\n", b"\n") if b"\r" in text else text
+    return text if text.endswith(b"\n") else text + b"\n"
 
 
 @contextmanager

@@ -183,6 +183,7 @@ def compare(a: SuiteName, b: SuiteName) -> None:
 def prepare(
     dataset: Annotated[str, typer.Argument(help="A name in params/datasets.")],
     raw: Annotated[list[Path] | None, typer.Option(help="Your own copy of the raw file, or a folder of them.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch large raw files, or go on doing so.")] = False,
     choose: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the set.")
     ] = None,
@@ -190,7 +191,9 @@ def prepare(
     """Fetch and prepare a dataset, with its default options where none are set."""
     from pocketrec import data
 
-    folder = data.prepare(dataset, _options(choose or []), raw=raw or ())
+    if download:
+        typer.echo(f"licence: {data.licence(dataset)}", err=True)
+    folder = data.prepare(dataset, _options(choose or []), raw=raw or (), download=download)
     for name, note in data.Dataset.open(folder).meta["notes"].items():
         typer.echo(f"{name}: {note}", err=True)
     typer.echo(folder)
