@@ -17,7 +17,7 @@ import pytest
 from originals import FORMATS, ROWS, lines, write
 
 from pocketrec import data, paths
-from pocketrec.data import text
+from pocketrec.data import columns, text
 from pocketrec.data.rows import random_split, uniform
 from pocketrec.data.sources import avazu
 from pocketrec.errors import UserError
@@ -105,6 +105,29 @@ CHOICES = [
 def test_arrays_are_those_of_pandas(root, monkeypatch, name, options):
     monkeypatch.setattr(text, "BLOCK", 50_000)
     assert_as_with_pandas(write(root / "train.txt", name, lines(name)), name, options)
+
+
+@pytest.mark.parametrize(("name", "options"), CHOICES)
+def test_a_vocabulary_collected_in_many_passes_is_the_same(root, monkeypatch, name, options):
+    monkeypatch.setattr(columns, "PASS", 40)
+    assert_as_with_pandas(write(root / "train.txt", name, lines(name)), name, options)
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64])
+@pytest.mark.parametrize("spread", ["even", "clustered", "few", "none"])
+def test_integers_are_found_where_a_search_finds_them(dtype, spread):
+    generator = np.random.default_rng(0)
+    high = np.iinfo(np.uint32).max
+    drawn = {
+        "even": generator.integers(0, high, 200_000, endpoint=True),
+        "clustered": np.concatenate([generator.integers(0, 5_000, 3_000), [high]]),
+        "few": np.array([0, 7, high]),
+        "none": np.array([], np.int64),
+    }[spread]
+    values = np.unique(drawn).astype(dtype)
+    wanted = np.concatenate([drawn, drawn + 1, generator.integers(0, high, 10_000), [0, high]]) % 2**32
+    expected = pd.Index(values).get_indexer(wanted) + 1 if len(values) else np.zeros(len(wanted))
+    assert np.array_equal(columns._Lookup(values)(wanted.astype(dtype)), expected)
 
 
 @pytest.mark.parametrize(("name", "options"), CHOICES)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from pocketrec.errors import UserError
 
 BLOCK = 2**18
 WORKERS = 2  # threads that look ids up
+PASS = 2**25  # different integers that are counted together: 1.5 GB
 ROW = "__row__"
 
 Vocabulary = Literal["all", "train"]
@@ -47,7 +49,8 @@ def encode(
     * `standardise` brings dense columns to mean 0 and variance 1 on training rows, `log1p` takes
       log(1 + max(x, 0)); a missing value is then 0.
 
-    Memory holds the vocabularies, the time column if there is one, and a few blocks of rows. Raises
+    Memory holds the vocabularies, the time column if there is one, and a few blocks of rows; the vocabulary of an
+    integer column takes 4 bytes a value and 4 to 8 more to find it, and while it is collected 1.5 GB. Raises
     `UserError`, which names `where`, when there are no training rows or they are all of one class.
     """
     dense = dense or {}
@@ -68,7 +71,7 @@ def encode(
         ],
     )
     split_rows = _split_rows(table, where)
-    found = [_values(table, name, vocabulary, min_count) for name in features]
+    found = [_values(table, name, vocabulary, min_count, sum(split_rows)) for name in features]
     values = [known for known, _ in found]
     numeric = _transformed(table, numbers, transform)
     return Rows(
@@ -115,7 +118,10 @@ def _split(table: pl.LazyFrame, split: str, seed: int) -> pl.Expr:
 
 
 def _split_rows(table: pl.LazyFrame, where: object) -> list[int]:
-    counted = table.group_by("split").agg(pl.len(), pl.col("label").sum().cast(pl.Int64).alias("positives"))
+    counted = table.group_by("split").agg(
+        pl.col("label").is_not_null().cast(pl.Int64).sum().alias("rows"),  # a plain count ends at 2**32
+        pl.col("label").sum().cast(pl.Int64).alias("positives"),
+    )
     counts = {code: (rows, positives) for code, rows, positives in counted.collect(engine="streaming").iter_rows()}
     rows, positives = counts.get(0, (0, 0))
     if rows == 0:
@@ -131,17 +137,34 @@ def _split_rows(table: pl.LazyFrame, where: object) -> list[int]:
     return [counts[code][0] for code in range(3)]
 
 
-def _values(table: pl.LazyFrame, name: str, vocabulary: Vocabulary, min_count: int) -> tuple[pl.DataFrame, int]:
-    """Return the vocabulary of a column, sorted, with ids from 1 on, and how many values the column has.
+def _values(table: pl.LazyFrame, name: str, vocabulary: Vocabulary, min_count: int, rows: int) -> tuple[pl.Series, int]:
+    """Return the vocabulary of a column, sorted, and how many values the column has.
 
     A missing value counts as one, but as the same as a 0 among integers, which is how the papers count.
     """
     seen = pl.col("split") <= (2 if vocabulary == "all" else 0)
-    counted = table.group_by(name).agg(seen.cast(pl.Int64).sum().alias("seen")).collect(engine="streaming")
-    integers = counted[name].dtype.is_integer()
-    both = integers and counted[name].has_nulls() and (counted[name] == 0).any()
-    kept = counted.lazy().filter(pl.col(name).is_not_null() & (pl.col("seen") >= min_count)).select(name).sort(name)
-    return kept.collect().with_row_index(f"{name}.id", offset=1), len(counted) - both
+    known, distinct, nothing = [], 0, set()
+    for part in _parts(table, name, rows):
+        query = table.filter(part).group_by(name).agg(seen.cast(pl.Int64).sum().alias("seen"))
+        counted = query.collect(engine="streaming")
+        distinct += len(counted)
+        if counted[name].dtype.is_integer():
+            nothing |= set(counted[name].filter(counted[name].fill_null(0) == 0))
+        known.append(counted.filter(pl.col(name).is_not_null() & (pl.col("seen") >= min_count))[name].sort())
+    return pl.concat(known).rechunk(), distinct - (len(nothing) == 2)
+
+
+def _parts(table: pl.LazyFrame, name: str, rows: int) -> list[pl.Expr]:
+    """Cut the values of a column into ranges of at most about `PASS` different ones, in order."""
+    column = pl.col(name)
+    if rows <= PASS or not table.collect_schema()[name].is_integer():
+        return [pl.lit(True)]
+    asked = table.select(column.min().alias("low"), column.max().alias("high"), column.approx_n_unique().alias("n"))
+    low, high, distinct = asked.collect(engine="streaming").row(0)
+    if low is None:
+        return [pl.lit(True)]
+    edges = np.linspace(low, high + 1, -(-distinct // PASS) + 1).astype(np.int64).tolist()
+    return [column.fill_null(low).is_between(start, stop - 1) for start, stop in pairwise(edges)]
 
 
 def _transformed(table: pl.LazyFrame, names: list[str], transform: Transform) -> list[pl.Expr]:
@@ -157,19 +180,16 @@ def _transformed(table: pl.LazyFrame, names: list[str], transform: Transform) ->
 
 
 def _blocks(
-    table: pl.LazyFrame, vocabularies: list[pl.DataFrame], numbers: list[str], total: int, progress: bool
+    table: pl.LazyFrame, vocabularies: list[pl.Series], numbers: list[str], total: int, progress: bool
 ) -> Iterator[Block]:
     """Look all ids up block by block, in the order of the table: text in the streamed query, integers after it."""
-    lookups: list[_Lookup | None] = []
-    for values in vocabularies:
-        identity, name = values.columns
-        if values[name].dtype.is_integer():
-            lookups.append(_Lookup(values[name].to_numpy()))
-            table = table.rename({name: identity})
-        else:
-            lookups.append(None)
-            table = table.join(values.lazy(), on=name, how="left", maintain_order="left")
-    names = [values.columns[0] for values in vocabularies]
+    lookups = [_Lookup(values.to_numpy()) if values.dtype.is_integer() else None for values in vocabularies]
+    names = [values.name for values in vocabularies]
+    for values, lookup in zip(vocabularies, lookups, strict=True):
+        if lookup is None:
+            ids = values.to_frame().with_row_index("id", offset=1).lazy()
+            joined = table.join(ids, on=values.name, how="left", maintain_order="left")
+            table = joined.drop(values.name).rename({"id": values.name})
     encoded = table.select("label", "split", *numbers, *names)
     with (
         tqdm(total=total, unit="row", unit_scale=True, desc="encode", disable=not progress) as bar,
@@ -208,9 +228,15 @@ class _Lookup:
         if len(values):
             span, starts = int(values[-1]) - int(values[0]), max(self.STARTS, len(values))
             self.shift = values.dtype.type(max(0, span.bit_length() - starts.bit_length()))
-            starts = np.arange((span >> int(self.shift)) + 1, dtype=values.dtype) << self.shift
-            self.starts = np.searchsorted(values, starts + values[0]).astype(np.uint32)
-            self.steps = int(np.diff(self.starts, append=np.uint32(len(values))).max())
+            self.starts = np.empty((span >> int(self.shift)) + 1, np.uint32)
+            self.steps = 0
+            for first in range(0, len(self.starts), 2**24):  # a few at a time, since there may be many
+                last = min(first + 2**24, len(self.starts))
+                edges = (np.arange(first, last, dtype=values.dtype) << self.shift) + values[0]
+                self.starts[first:last] = np.searchsorted(values, edges)
+                widths = np.diff(self.starts[max(0, first - 1) : last])
+                self.steps = max(self.steps, int(widths.max(initial=0)))
+            self.steps = max(self.steps, len(values) - int(self.starts[-1]))
 
     def __call__(self, wanted: np.ndarray) -> np.ndarray:
         values = self.values
