@@ -7,6 +7,9 @@ import gzip
 import io
 import os
 import re
+import signal
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -290,3 +293,51 @@ def test_cardinalities_are_compared_with_the_published_ones(root):
     path.write_text(re.sub(r"cardinalities: \[[^]]*\]", f"cardinalities: {[sizes[0] + 1, *sizes[1:]]}", text))
     note = data.load(name, split_seed=6).meta["notes"]["published"]
     assert note.endswith(f"cardinalities unlike those of DLRM, Hetu: C1 has {sizes[0]:,} instead of {sizes[0] + 1:,}")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pocketrec import data
+from pocketrec.data import columns, rows, text
+
+owner, name, calls = {"read": (text, "_parse", 5), "encode": (rows._Column, "append", 9)}[sys.argv[2]]
+original, left = getattr(owner, name), iter(range(calls))
+def counted(*arguments):
+    if next(left, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments)
+setattr(owner, name, counted)
+text.BLOCK, columns.BLOCK = 50_000, 256
+data.prepare("criteo-kaggle", raw=Path(sys.argv[1]), progress=False)
+"""
+
+
+@pytest.mark.parametrize("stage", ["read", "encode"])
+def test_killed_half_way_and_started_again_it_gives_the_same_bytes(root, monkeypatch, contents, stage):
+    monkeypatch.setattr(text, "BLOCK", 50_000)
+    file = write(root / "train.txt", "criteo-kaggle", lines("criteo-kaggle"))
+    environment = os.environ | {"POCKETREC_ROOT": str(root), "POCKETREC_DATA": str(root / "data")}
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(file), stage], env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = paths.DATA.glob("prepared/.*.building")
+    assert list((left / "scratch").iterdir()) and (left / "labels.npy").exists() == (stage == "encode")
+    again = contents(data.prepare("criteo-kaggle", progress=False))
+    assert not list(paths.DATA.glob("prepared/.*.building"))
+    monkeypatch.setattr(paths, "DATA", root / "elsewhere")
+    assert contents(data.prepare("criteo-kaggle", raw=file, progress=False)) == again
+
+
+@pytest.mark.parametrize("size", ["64k", "500k"])  # too small for the scratch files, and for the arrays
+def test_a_full_disk_is_one_clear_sentence_and_leaves_nothing(root, size):
+    file = write(root / "train.txt", "criteo-kaggle", lines("criteo-kaggle"))
+    paths.DATA.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", paths.DATA], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted without the rights for it")
+    try:
+        with pytest.raises(UserError, match="prepared: no space left on this disk, so nothing was kept; make room"):
+            data.prepare("criteo-kaggle", raw=file, progress=False)
+        assert [path for path in (paths.DATA / "prepared").iterdir() if path.suffix != ".lock"] == []
+    finally:
+        subprocess.run(["umount", paths.DATA], check=True)

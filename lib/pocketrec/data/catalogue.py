@@ -1,5 +1,6 @@
 """The datasets of `params/datasets`: their options, their digests, and their prepared folders."""
 
+import errno
 import hashlib
 import json
 import pkgutil
@@ -12,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
+from polars.exceptions import PolarsError
 
 from pocketrec import paths
 from pocketrec.data import columns, fetch, published, rows, sources, text
@@ -143,6 +145,13 @@ def _build(choice: _Choice, folder: Path, own: Path | None, progress: bool) -> N
         rows.write(temporary, found, _meta(choice))
         shutil.rmtree(scratch)
         temporary.rename(folder)
+    except (OSError, PolarsError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
+            raise UserError(
+                f"{folder.parent}: no space left on this disk, so nothing was kept; make room, "
+                "or set POCKETREC_DATA to a folder on a larger one"
+            ) from None
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
