@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from pocketrec import embeddings
-from pocketrec.embeddings import multiply_shift, robe
+from pocketrec.embeddings import robe
 from pocketrec.embeddings.base import generator
+from pocketrec.kernels import multiply_shift
 
 CARDINALITIES = [100, 5000, 3]
 
