@@ -24,7 +24,7 @@ def encode(
     categorical: Sequence[str],
     dense: Mapping[str, pl.Expr] | None = None,
     transform: Transform = "standardise",
-    split: str = "random",
+    split: str | pl.Expr = "random",
     split_seed: int = 0,
     vocabulary: Vocabulary = "train",
     min_count: int = 1,
@@ -35,7 +35,8 @@ def encode(
 
     * `label` is 0 or 1, `dense` are floats with nulls where missing, `categorical` columns become strings.
     * `split` is `random` (a hash of row number and `split_seed`), `position`, or `time:<column>`, where the
-      latest tenth is the test set, and rows of the same time stay together.
+      latest tenth is the test set, and rows of the same time stay together; or an expression that is 0 for a
+      training row, 1 for validation and 2 for test.
     * The ids of a column are the places of its values in sorted order, from 1 on, so they do not tell how
       frequent a value is. Id 0 stands for a missing value and for one outside the vocabulary, which holds
       the values of training rows (`train`) or of all rows (`all`) that occur there `min_count` times.
@@ -68,8 +69,10 @@ def encode(
     )
 
 
-def _split(table: pl.LazyFrame, split: str, seed: int) -> pl.Expr:
+def _split(table: pl.LazyFrame, split: str | pl.Expr, seed: int) -> pl.Expr:
     """Return the expression for 0 (train), 1 (validation) or 2 (test)."""
+    if isinstance(split, pl.Expr):
+        return split.cast(pl.UInt8)
     if split == "random":
         return pl.col(ROW).map_batches(
             lambda rows: pl.Series(random_split(rows.to_numpy(), seed)),
