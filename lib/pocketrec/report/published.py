@@ -72,7 +72,7 @@ def grid(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """Lay out the verdicts of `beside` for people, each with the difference that it rests on."""
+    """Lay out the verdicts of `beside` for people: the difference where ours is at or above, else what it is."""
     return _wide(table, [_judged(row) for row in table.to_dict("records")])
 
 
@@ -92,14 +92,17 @@ def _wide(table: pd.DataFrame, text: list[str]) -> pd.DataFrame:
 
 
 def _pair(row: dict[str, float]) -> str:
-    ours, theirs = ("–" if pd.isna(row[side]) else f"{row[side]:.3f}" for side in ("ours", "theirs"))
-    return f"{ours} | {theirs}"
+    return " | ".join("–" if pd.isna(row[side]) else f"{row[side]:.3f}".lstrip("0") for side in ("ours", "theirs"))
 
 
 def _judged(row: dict[str, object]) -> str:
     if pd.isna(row["difference"]):
         return str(row["verdict"])
-    return f"{row['verdict']} ({row['difference']:+.3f})".replace("-", "−")
+    return _signed(row["difference"]) if row["verdict"] == "at or above" else f"below {_signed(row['difference'])}"
+
+
+def _signed(difference: float) -> str:
+    return f"{difference:+.3f}".replace("-", "−").replace("0.", ".")
 
 
 @house_style
