@@ -81,8 +81,8 @@ def fit(
         seed: of the order of the rows.
         train_rows: use only that many leading training rows; 0 means all.
         evaluations: scorings of the validation rows, evenly spaced in every epoch.
-        schedule: of the learning rates: `constant`, or `plateau`, a tenth after ten evaluations in a row that did not
-            lower the validation log loss.
+        schedule: of the learning rates: `constant`, or `plateau`, a tenth after more than ten evaluations in a row
+            that did not lower the validation log loss.
 
     Raises:
         Diverged: as soon as a loss that is read is not finite.
