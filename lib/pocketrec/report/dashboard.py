@@ -18,14 +18,18 @@ _ENGINE = {
 }
 
 
-def dashboards(suite_dir: str | Path, notebooks: Path = NOTEBOOKS, progress: bool = True) -> list[Path]:
-    """Execute every `dashboard_*.ipynb` on a suite's folder; return the pages in `<suite_dir>/dashboards/`.
+def dashboards(
+    suite_dir: str | Path, notebooks: Path = NOTEBOOKS, progress: bool = True, suite: str | None = None
+) -> list[Path]:
+    """Execute dashboards on a suite's folder; return the pages in `<suite_dir>/dashboards/`.
 
+    They are every `dashboard_*.ipynb`, and the notebook named as the suite (by default the folder) where there is one.
     A dashboard that stops keeps its notebook and page, which show where; the others are still made. Then
     `UserError` names those that stopped.
     """
     suite_dir = Path(suite_dir).resolve()
-    sources = sorted(Path(notebooks).glob("dashboard_*.ipynb"))
+    own = Path(notebooks) / f"{suite or suite_dir.name}.ipynb"
+    sources = [*sorted(Path(notebooks).glob("dashboard_*.ipynb")), *([own] if own.exists() else [])]
     pages, stopped = [], []
     for source in tqdm(sources, "dashboards", unit="notebook", disable=not progress):
         target = suite_dir / "dashboards" / source.name
