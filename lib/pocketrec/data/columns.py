@@ -63,7 +63,7 @@ def encode(
         table = table.filter(keep)
     table = table.select(
         label.cast(pl.UInt8).alias("label"),
-        (split if isinstance(split, pl.Expr) else _split(table, split, split_seed)).alias("split"),
+        _split(table, split, split_seed).alias("split"),
         *[value.cast(pl.Float64).alias(new) for new, value in zip(numbers, dense.values(), strict=True)],
         *[
             pl.col(name).cast(schema[name] if schema[name].is_integer() else pl.String).alias(new)
@@ -103,8 +103,10 @@ def thinned(label: pl.Expr, share: float, seed: int) -> pl.Expr | None:
     return (label == 1) | (drawn >= share)
 
 
-def _split(table: pl.LazyFrame, split: str, seed: int) -> pl.Expr:
+def _split(table: pl.LazyFrame, split: str | pl.Expr, seed: int) -> pl.Expr:
     """Return the expression for 0 (train), 1 (validation) or 2 (test)."""
+    if isinstance(split, pl.Expr):
+        return split.cast(pl.UInt8)
     if split == "random":
         return pl.col(ROW).map_batches(
             lambda rows: pl.Series(random_split(rows.to_numpy(), seed)),
