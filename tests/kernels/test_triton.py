@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pocketrec import embeddings
 from pocketrec.kernels import gather, gpu, interaction, multiply_shift, native, quantized, robe, universal_hash
+from pocketrec.models import DLRM
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -246,6 +248,26 @@ def test_lookup_and_interaction_in_one(features, blocks, block_size, dense):
     exact = interaction.pair_rows(table.double(), ids, exact_first)
     products = interaction.pair_rows(table, ids, first)
     torch.testing.assert_close(products.double(), exact, rtol=1e-5, atol=40 * EPSILON * dim)
+
+
+@pytest.mark.parametrize("num_dense", [4, 0], ids=["dense", "no-dense"])
+@pytest.mark.parametrize(
+    ("method", "knobs"),
+    [("full", {}), ("robe", {}), ("robe", {"sign": True}), ("pss", {"sign": False, "scope": "per table"})],
+    ids=str,
+)
+def test_served_models_never_write_their_embeddings(method, knobs, num_dense, monkeypatch):
+    ratio = 1 if method == "full" else 5
+    embedding = embeddings.build(method, cardinalities=[40, 7, 60], dim=8, ratio=ratio, seed=0, **knobs)
+    model = DLRM(embedding, num_dense, [6], [7]).to(DEVICE)
+    dense, ids = torch.randn(9, num_dense, device=DEVICE), torch.randint(0, 7, (9, 3), device=DEVICE)
+    exact, written = model(dense, ids).detach(), []
+    monkeypatch.setattr(DLRM, "interact", lambda self, vectors: written.append(1) or interaction.pairs(vectors))
+    for served in (model, model.deploy("int8")):
+        with torch.no_grad():
+            torch.testing.assert_close(served(dense, ids), exact, rtol=1e-4 if served is model else 0.1, atol=1e-2)
+    # signs and codes have no kernel that pairs them
+    assert len(written) == (2 if knobs.get("sign") else 1)
 
 
 def test_operators_are_registered_as_torch_wants_them():
