@@ -75,6 +75,7 @@ def _sum_rows(gradient: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def _train_rows(table: Tensor, total: Tensor | None, index: Tensor, gradient: Tensor, lr: float, eps: float) -> None:
+    torch.autograd.graph.increment_version([table] if total is None else [table, total])
     gradient = gradient.contiguous()
     if kernels := gpu.library("gather", table, gradient):
         return kernels.train_rows(table, total, index, gradient, lr, eps)
