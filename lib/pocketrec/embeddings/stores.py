@@ -24,8 +24,8 @@ Quantize = Literal["int8", "int4"]
 GROUP = 64  # neighbouring elements of an array that share a scale
 # torch's row-wise formats: codes, then scale and offset of the row as float32 (int8) or float16 (int4)
 CODE_BYTES = {"int8": 1.0, "int4": 0.5}
-SCALE_BYTES = {"int8": 8, "int4": 4}
 BITS = {"int8": 8, "int4": 4}
+SCALE_BYTES = {"int8": 8, "int4": 4}
 
 
 class Stored(NamedTuple):

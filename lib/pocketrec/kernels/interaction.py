@@ -44,7 +44,7 @@ def _products(numbers: Tensor, ids: Tensor, first: Tensor | None, *_: Tensor | i
 pair_rows = operator("pair_rows(Tensor table, Tensor index, Tensor? first) -> Tensor", _pair_rows, _products)
 # as `robe.read_blocks`
 pair_blocks = operator(
-    "pair_blocks(Tensor array, Tensor ids, Tensor? first, Tensor table, Tensor piece, int multiplier, int kind, "
+    "pair_blocks(Tensor array, Tensor ids, Tensor? first, Tensor table, Tensor piece, Tensor multiplier, int kind, "
     "Tensor sizes, Tensor bases, int block_size, Tensor? own) -> Tensor",
     _pair_blocks,
     _products,

@@ -1,6 +1,6 @@
 """Blocks of one array: placed by a hash of (feature, id, block), read, and summed or trained in place.
 
-    hash(f, x, c) = multiplier x + table_f + piece_c, reduced as `Hash.kind` says
+    hash(f, x, c) = multiplier_c x + table_f + piece_c, reduced as `Hash.kind` says
     start(f, x, c) = base_f + hash(f, x, c) reduced to size_f
     read_blocks(array, ...)[b, f, c Z + i] = array[base_f + (start - base_f + i) mod size_f]
 
@@ -25,11 +25,11 @@ AUTHORS_PRIME = 2038074743
 
 
 class Hash(NamedTuple):
-    """A hash of (feature, id, piece): int64 terms `table` [features] and `piece` [pieces], and a place in `HASHES`."""
+    """A hash of (feature, id, piece): int64 `table` [features], `piece` and `multiplier` [pieces], one of `HASHES`."""
 
     table: Tensor
     piece: Tensor
-    multiplier: int
+    multiplier: Tensor
     kind: int
 
 
@@ -43,10 +43,10 @@ class Windows(NamedTuple):
 
 def hashed(ids: Tensor, hash: Hash) -> Tensor:
     """Hash (feature, id, piece), not yet reduced to a size: [batch, features] -> int64 [batch, features, pieces]."""
+    ids, table = ids.unsqueeze(-1), hash.table.unsqueeze(-1)
     if hash.kind == UNIVERSAL:
-        row = universal_hash.add(universal_hash.multiply(ids.new_tensor(hash.multiplier), ids), hash.table)
-        return universal_hash.add(row.unsqueeze(-1), hash.piece)
-    total = (ids * hash.multiplier + hash.table).unsqueeze(-1) + hash.piece
+        return universal_hash.add(universal_hash.add(universal_hash.multiply(hash.multiplier, ids), table), hash.piece)
+    total = ids * hash.multiplier + table + hash.piece
     return multiply_shift.high_word(total) if hash.kind == MULTIPLY_SHIFT else total % AUTHORS_PRIME
 
 
@@ -86,11 +86,9 @@ def _read(array: Tensor, ids: Tensor, *where: Tensor | int | None) -> tuple[Tens
     ids = ids.contiguous()
     start = ids.new_empty(*ids.shape, len(place.piece))
     out = array.new_empty(*ids.shape, len(place.piece) * windows.block_size)
-    tensors = (array, ids, place.table, place.piece, windows.sizes, windows.bases, own, start, out)
+    tensors = (array, ids, *place[:3], windows.sizes, windows.bases, own, start, out)
     shape = (*start.shape, len(windows.sizes), windows.block_size)
-    functions.read_blocks(
-        *map(native.pointer, tensors), place.multiplier, *shape, place.kind, native.threads(out.numel())
-    )
+    functions.read_blocks(*map(native.pointer, tensors), *shape, place.kind, native.threads(out.numel()))
     return out, start
 
 
@@ -154,7 +152,7 @@ def _zeros(count: int) -> Tensor:
     return _scratch
 
 
-def _flip(values: Tensor, ids: Tensor, table: Tensor, piece: Tensor, multiplier: int, kind: int) -> Tensor:
+def _flip(values: Tensor, ids: Tensor, table: Tensor, piece: Tensor, multiplier: Tensor, kind: int) -> Tensor:
     if kernels := gpu.library("robe", values):
         return kernels.flip(values, ids, table, piece, multiplier, kind)
     functions = native.library("robe") if on_processor(values) else None
@@ -163,12 +161,15 @@ def _flip(values: Tensor, ids: Tensor, table: Tensor, piece: Tensor, multiplier:
         bit = value & 1 if kind == UNIVERSAL else value >> 31
         return values * (2 * bit - 1)
     ids, out = ids.contiguous(), torch.empty_like(values)
-    pointers = map(native.pointer, (values, ids, table, piece, out))
-    functions.flip(*pointers, multiplier, *out.shape, kind, native.threads(out.numel()))
+    pointers = map(native.pointer, (values, ids, table, piece, multiplier, out))
+    functions.flip(*pointers, *out.shape, kind, native.threads(out.numel()))
     return out
 
 
-_HASH, _WINDOWS = "Tensor table, Tensor piece, int multiplier, int kind", "Tensor sizes, Tensor bases, int block_size"
+_HASH, _WINDOWS = (
+    "Tensor table, Tensor piece, Tensor multiplier, int kind",
+    "Tensor sizes, Tensor bases, int block_size",
+)
 
 # read_blocks(array, ids, *Hash, *Windows, own) -> the embeddings [batch, features, dim], and `starts`
 read_blocks = operator(

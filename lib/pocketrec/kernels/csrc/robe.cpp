@@ -81,6 +81,9 @@ inline void my_range(i64 size, i64& low, i64& high) {
   high = std::min(size, lines * (thread + 1) / threads * LINE);
 }
 
+// Before it is reduced: modulo 2^64, which no product of unsigned numbers can overflow.
+inline u64 hashed(u64 multiplier, u64 x, u64 table, u64 piece) { return multiplier * x + table + piece; }
+
 inline void adagrad_element(float& weight, float& total, float gradient, float lr, float eps) {
   total += gradient * gradient;
   weight -= lr * gradient / (std::sqrt(total) + eps);
@@ -88,12 +91,13 @@ inline void adagrad_element(float& weight, float& total, float gradient, float l
 
 }  // namespace
 
-// Places blocks, starts[batch, features, blocks] = hash(multiplier * id + table[feature] + piece[block]) in the window,
-// or the id's own place where own[feature]; and reads them, out[batch, features, blocks, block], unless out is null.
+// Places blocks, starts[batch, features, blocks] = hash(multiplier[block] * id + table[feature] + piece[block]) in the
+// window, or the id's own place where own[feature]; and reads them, out[batch, features, blocks, block], unless out is null.
 // starts may be null too.
-extern "C" void read_blocks(const float* array, const i64* ids, const i64* table, const i64* piece, const i64* sizes,
-                            const i64* bases, const unsigned char* own, i64* starts, float* out, u64 multiplier,
-                            i64 batch, i64 features, i64 blocks, i64 window_count, i64 block, int hash, int threads) {
+extern "C" void read_blocks(const float* array, const i64* ids, const i64* table, const i64* piece,
+                            const i64* multiplier, const i64* sizes, const i64* bases, const unsigned char* own,
+                            i64* starts, float* out, i64 batch, i64 features, i64 blocks, i64 window_count, i64 block,
+                            int hash, int threads) {
   const Windows windows{sizes, bases, window_count};
   std::vector<Modulo> moduli;
   for (i64 w = 0; w < window_count; ++w) {
@@ -117,14 +121,17 @@ extern "C" void read_blocks(const float* array, const i64* ids, const i64* table
           if (own && own[f]) {
             for (i64 c = 0; c < blocks; ++c) to[c] = bases[w] + (x * blocks + c) * block;
           } else if (hash == UNIVERSAL) {
-            const u64 row = multiply_add(multiplier, x, table[f]);
-            for (i64 c = 0; c < blocks; ++c) to[c] = bases[w] + moduli[w](add_p(row, piece[c]));
+            for (i64 c = 0; c < blocks; ++c) {
+              to[c] = bases[w] + moduli[w](add_p(multiply_add(multiplier[c], x, table[f]), piece[c]));
+            }
           } else if (hash == MULTIPLY_SHIFT) {
-            const u64 row = multiplier * x + table[f];
-            for (i64 c = 0; c < blocks; ++c) to[c] = bases[w] + (((row + piece[c]) >> 32) * u64(sizes[w]) >> 32);
+            for (i64 c = 0; c < blocks; ++c) {
+              to[c] = bases[w] + ((hashed(multiplier[c], x, table[f], piece[c]) >> 32) * u64(sizes[w]) >> 32);
+            }
           } else {
-            const u64 row = multiplier * x + table[f];
-            for (i64 c = 0; c < blocks; ++c) to[c] = bases[w] + moduli[w](prime(row + piece[c]));
+            for (i64 c = 0; c < blocks; ++c) {
+              to[c] = bases[w] + moduli[w](prime(hashed(multiplier[c], x, table[f], piece[c])));
+            }
           }
           if (out) {
             for (i64 c = 0; c < blocks; ++c) prefetch(array + to[c], block);
@@ -214,19 +221,19 @@ extern "C" void adagrad_blocks(float* array, float* total, float* scratch, const
 
 // out[batch, features, dim] = values, times -1 where the hash of (feature, id, element) has a 0 in its lowest bit
 // (universal) or its highest (multiply-shift)
-extern "C" void flip(const float* values, const i64* ids, const i64* table, const i64* piece, float* out, u64 multiplier,
-                     i64 batch, i64 features, i64 dim, int hash, int threads) {
+extern "C" void flip(const float* values, const i64* ids, const i64* table, const i64* piece, const i64* multiplier,
+                     float* out, i64 batch, i64 features, i64 dim, int hash, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (i64 k = 0; k < batch * features; ++k) {
-    const u64 x = ids[k];
+    const u64 x = ids[k], f = k % features;
     const float* from = values + k * dim;
     float* to = out + k * dim;
     if (hash == UNIVERSAL) {
-      const u64 row = multiply_add(multiplier, x, table[k % features]);
-      for (i64 i = 0; i < dim; ++i) to[i] = add_p(row, piece[i]) & 1 ? from[i] : -from[i];
+      for (i64 i = 0; i < dim; ++i) {
+        to[i] = add_p(multiply_add(multiplier[i], x, table[f]), piece[i]) & 1 ? from[i] : -from[i];
+      }
     } else {
-      const u64 row = multiplier * x + table[k % features];
-      for (i64 i = 0; i < dim; ++i) to[i] = (row + piece[i]) >> 63 ? from[i] : -from[i];
+      for (i64 i = 0; i < dim; ++i) to[i] = hashed(multiplier[i], x, table[f], piece[i]) >> 63 ? from[i] : -from[i];
     }
   }
 }

@@ -22,13 +22,13 @@ AUTHORS_PRIME = tl.constexpr(2038074743)
 
 
 @triton.jit
-def hashed(b_id, b_table, b_piece, multiplier, KIND: tl.constexpr):
+def hashed(b_id, b_table, b_piece, b_multiplier, KIND: tl.constexpr):
     """Hash (feature, id, piece), uint64."""
     b_id, b_table, b_piece = b_id.to(tl.uint64), b_table.to(tl.uint64), b_piece.to(tl.uint64)
-    multiplier = multiplier.to(tl.uint64)
+    b_multiplier = b_multiplier.to(tl.uint64)
     if KIND == UNIVERSAL:
-        return universal_hash.add(universal_hash.add(universal_hash.multiply(multiplier, b_id), b_table), b_piece)
-    total = b_id * multiplier + b_table + b_piece
+        return universal_hash.add(universal_hash.add(universal_hash.multiply(b_multiplier, b_id), b_table), b_piece)
+    total = b_id * b_multiplier + b_table + b_piece
     return total >> 32 if KIND == MULTIPLY_SHIFT else total % AUTHORS_PRIME
 
 
@@ -40,16 +40,16 @@ def wrapped(b_start, b_base, b_size, o_z):
     return b_base + b_within, (b_within >= 0) & (b_within < b_size)
 
 
-@triton.jit(do_not_specialize=["multiplier"])
+@triton.jit
 def _place(
     p_ids,
     p_table,
     p_piece,
+    p_multiplier,
     p_sizes,
     p_bases,
     p_own,
     p_starts,
-    multiplier: tl.int64,
     count,
     FEATURES: tl.constexpr,
     PIECES: tl.constexpr,
@@ -66,7 +66,8 @@ def _place(
     b_size = tl.load(p_sizes + o_f * STRIDE, mask=m_n, other=BLOCK_SIZE)
     b_table = tl.load(p_table + o_f, mask=m_n, other=0)
     b_piece = tl.load(p_piece + o_c, mask=m_n, other=0)
-    b_hash = hashed(b_id, b_table, b_piece, multiplier, KIND)
+    b_multiplier = tl.load(p_multiplier + o_c, mask=m_n, other=0)
+    b_hash = hashed(b_id, b_table, b_piece, b_multiplier, KIND)
     if KIND == UNIVERSAL:
         b_start = b_hash % b_size.to(tl.uint64)
     elif KIND == MULTIPLY_SHIFT:
@@ -150,14 +151,14 @@ def _adagrad(p_array, p_total, p_summed, count, lr, eps, BLOCK: tl.constexpr):
     tl.store(p_array + o_n, b_array - lr * b_summed / (tl.sqrt(b_total) + eps), mask=m_touched)
 
 
-@triton.jit(do_not_specialize=["multiplier"])
+@triton.jit
 def _flip(
     p_values,
     p_ids,
     p_table,
     p_piece,
+    p_multiplier,
     p_out,
-    multiplier: tl.int64,
     count,
     FEATURES: tl.constexpr,
     DIM: tl.constexpr,
@@ -170,7 +171,8 @@ def _flip(
     b_id = tl.load(p_ids + o_row, mask=m_n, other=0)
     b_table = tl.load(p_table + o_row % FEATURES, mask=m_n, other=0)
     b_piece = tl.load(p_piece + o_n % DIM, mask=m_n, other=0)
-    b_hash = hashed(b_id, b_table, b_piece, multiplier, KIND)
+    b_multiplier = tl.load(p_multiplier + o_n % DIM, mask=m_n, other=0)
+    b_hash = hashed(b_id, b_table, b_piece, b_multiplier, KIND)
     b_bit = b_hash & 1 if KIND == UNIVERSAL else b_hash >> 31
     b_value = tl.load(p_values + o_n, mask=m_n, other=0)
     tl.store(p_out + o_n, tl.where(b_bit != 0, b_value, -b_value), mask=m_n)
@@ -180,7 +182,7 @@ def place_blocks(
     ids: Tensor,
     table: Tensor,
     piece: Tensor,
-    multiplier: int,
+    multiplier: Tensor,
     kind: int,
     sizes: Tensor,
     bases: Tensor,
@@ -189,9 +191,9 @@ def place_blocks(
 ) -> Tensor:
     """Return where blocks start: ids [batch, features] -> int64 [batch, features, pieces]."""
     starts = ids.new_empty(*ids.shape, len(piece), dtype=torch.int64)
-    tensors = (ids.contiguous(), table, piece, sizes, bases, own, starts)
+    tensors = (ids.contiguous(), table, piece, multiplier, sizes, bases, own, starts)
     shape = {**where(starts, sizes, block_size), "KIND": kind, "BLOCK": PLACED}
-    launch(_place, triton.cdiv(starts.numel(), PLACED), *tensors, multiplier, starts.numel(), **shape)
+    launch(_place, triton.cdiv(starts.numel(), PLACED), *tensors, starts.numel(), **shape)
     return starts
 
 
@@ -217,11 +219,12 @@ def adagrad(array: Tensor, total: Tensor, summed: Tensor, lr: float, eps: float)
     launch(_adagrad, triton.cdiv(len(array), TILE), array, total, summed, len(array), lr, eps, BLOCK=TILE)
 
 
-def flip(values: Tensor, ids: Tensor, table: Tensor, piece: Tensor, multiplier: int, kind: int) -> Tensor:
+def flip(values: Tensor, ids: Tensor, table: Tensor, piece: Tensor, multiplier: Tensor, kind: int) -> Tensor:
     """Multiply every value by +1 or -1, as `pocketrec.kernels.robe.flip` does."""
     out, (features, dim) = torch.empty_like(values), values.shape[1:]
-    tensors, shape = (values, ids.contiguous(), table, piece, out), {"FEATURES": features, "DIM": dim, "BLOCK": TILE}
-    launch(_flip, triton.cdiv(values.numel(), TILE), *tensors, multiplier, values.numel(), KIND=kind, **shape)
+    tensors = (values, ids.contiguous(), table, piece, multiplier, out)
+    shape = {"FEATURES": features, "DIM": dim, "BLOCK": TILE}
+    launch(_flip, triton.cdiv(values.numel(), TILE), *tensors, values.numel(), KIND=kind, **shape)
     return out
 
 
