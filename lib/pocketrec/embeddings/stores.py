@@ -25,6 +25,10 @@ GROUP = 64  # neighbouring elements of an array that share a scale
 # torch's row-wise formats: codes, then scale and offset of the row as float32 (int8) or float16 (int4)
 CODE_BYTES = {"int8": 1.0, "int4": 0.5}
 SCALE_BYTES = {"int8": 8, "int4": 4}
+READERS = {
+    "int8": torch.ops.quantized.embedding_bag_byte_rowwise_offsets,
+    "int4": torch.ops.quantized.embedding_bag_4bit_rowwise_offsets,
+}
 
 
 class Stored(NamedTuple):
@@ -201,7 +205,20 @@ class Packed(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         """Read rows as float32: int64 [k] -> [k, width]."""
-        return self.split(self.codes.index_select(0, index))
+        if index.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.split(self.codes.index_select(0, index))
+        # bags of one row each: torch has a fast kernel for those
+        bags = torch.arange(len(index), dtype=index.dtype)
+        return READERS[self.quantize](self.codes, index.contiguous(), bags)[:, : self.width]
+
+    def elements(self, row: Tensor, column: Tensor) -> Tensor:
+        """Read single numbers as float32: int64 [k] and [k] -> [k]."""
+        scales = self.codes[:, -SCALE_BYTES[self.quantize] :].index_select(0, row)
+        scale, offset = scales.view(torch.float32 if self.quantize == "int8" else torch.float16).float().unbind(1)
+        if self.quantize == "int8":
+            return self.codes[row, column] * scale + offset
+        pair = self.codes[row, column // 2]  # the low half holds the even column
+        return torch.where(column % 2 == 0, pair & 15, pair >> 4) * scale + offset
 
     def split(self, packed: Tensor) -> Tensor:
         """Turn packed rows into floats."""
@@ -209,7 +226,7 @@ class Packed(nn.Module):
             codes, scales = packed[:, :-8], packed[:, -8:].contiguous().view(torch.float32)
         else:
             pairs, scales = packed[:, :-4], packed[:, -4:].contiguous().view(torch.float16).float()
-            codes = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1)  # the low half holds the even column
+            codes = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1)
         return codes[:, : self.width] * scales[:, :1] + scales[:, 1:]
 
 
@@ -235,8 +252,7 @@ class QuantizedArray(nn.Module):
     def forward(self, index: Tensor) -> Tensor:
         """Read elements: int64 [...] -> float32 [...]."""
         flat = index.flatten()
-        groups = self.packed(flat // GROUP)
-        return groups.gather(1, (flat % GROUP).unsqueeze(1)).view(index.shape)
+        return self.packed.elements(flat // GROUP, flat % GROUP).view(index.shape)
 
     def blocks(self, ids: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None = None) -> Tensor:
         """Read the blocks at which ids are placed, as `Array.blocks` does."""

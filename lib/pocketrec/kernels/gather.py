@@ -70,6 +70,7 @@ def _sum_rows(gradient: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def _train_rows(table: Tensor, total: Tensor | None, index: Tensor, gradient: Tensor, lr: float, eps: float) -> None:
+    torch.autograd.graph.increment_version([table] if total is None else [table, total])
     gradient = gradient.contiguous()
     functions = native.library("gather") if on_processor(table) and on_processor(gradient) else None
     if functions is None:

@@ -120,6 +120,7 @@ def _train(
     lr: float,
     eps: float,
 ) -> None:
+    torch.autograd.graph.increment_version([array] if total is None else [array, total])
     gradient, windows = gradient.contiguous(), Windows(sizes, bases, block_size)
     functions = native.library("robe") if on_processor(array) and on_processor(gradient) else None
     if total is None:

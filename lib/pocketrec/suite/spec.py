@@ -31,6 +31,7 @@ CHOICES = {
     "keep": ("best", "last"),
     "table_optimizer": ("adagrad", "sgd"),
     "updates": ("fused", "autograd"),
+    "precision": ("float32", "bf16"),
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
