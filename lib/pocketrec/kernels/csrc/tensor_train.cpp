@@ -152,15 +152,17 @@ struct Plan {
     const Divisor by_all(radix[1] * radix[2]), by_last(radix[2]);
     counts.assign(radix[0] + radix[1] + radix[2] + 3, 0);
     u32 *count1 = counts.data(), *count2 = count1 + radix[0] + 1, *count3 = count2 + radix[1] + 1;
-    items.clear();
     const i64 step = tables ? 1 : table_count;
+    items.resize((n + step - 1) / step);
+    Item* end = items.data();
     for (i64 j = tables ? 0 : table; j < n; j += step) {
       if (ids[j] < 0 || (tables && tables[j] != table)) continue;
       const u64 x = ids[j], first = by_all(x), rest = x - first * by_all.m, middle = by_last(rest);
       const u32 last = static_cast<u32>(rest - middle * by_last.m);
-      items.push_back({static_cast<u32>(j), static_cast<u32>(first), static_cast<u32>(middle), last});
+      *end++ = {static_cast<u32>(j), static_cast<u32>(first), static_cast<u32>(middle), last};
       ++count1[first + 1], ++count2[middle + 1], ++count3[last + 1];
     }
+    items.resize(end - items.data());
     sorted.resize(items.size());
     pass(count3, radix[2], &Item::last);
     pass(count1, radix[0], &Item::first);
@@ -200,7 +202,8 @@ struct Plan {
 
   void pass(u32* count, i64 radix, u32 Item::*digit) {
     for (i64 i = 0; i < radix; ++i) count[i + 1] += count[i];
-    for (const Item& item : items) sorted[count[item.*digit]++] = item;
+    Item* to = sorted.data();
+    for (const Item& item : items) to[count[item.*digit]++] = item;
     items.swap(sorted);
   }
 
