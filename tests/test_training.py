@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pocketrec import embeddings, models, training
+from pocketrec.optim import optimizers
 from pocketrec.training import Diverged, evaluate, fit, predict
 
 
@@ -16,11 +17,13 @@ def build(dataset, method="robe", ratio=4, seed=0):
     return models.DLRM(embedding, dataset.num_dense, [8], [8], seed=seed)
 
 
-@pytest.mark.parametrize("table_optimizer", ["adagrad", "sgd"])
+@pytest.mark.parametrize(
+    ("table_optimizer", "updates"), [("adagrad", "fused"), ("sgd", "fused"), ("adamw", "autograd")]
+)
 @pytest.mark.parametrize(("method", "ratio"), [("full", 1), ("robe", 4)])
-def test_training_lowers_the_loss(tiny, method, ratio, table_optimizer):
+def test_training_lowers_the_loss(tiny, method, ratio, table_optimizer, updates):
     model = build(tiny, method, ratio)
-    history = fit(model, tiny, batch_size=64, epochs=2, table_optimizer=table_optimizer)
+    history = fit(model, tiny, batch_size=64, epochs=2, table_optimizer=table_optimizer, updates=updates)
     losses = history.frame()["train_loss"]
     assert losses.iloc[-1] < losses.iloc[0]
     assert history.steps == 2 * math.ceil(tiny.rows("train") / 64)
@@ -98,8 +101,21 @@ def test_a_loss_that_is_not_finite_is_divergence(tiny):
 def test_wrong_choices_are_refused(tiny):
     with pytest.raises(ValueError, match="'best' or 'last', got 'first'"):
         fit(build(tiny), tiny, keep="first")
-    with pytest.raises(ValueError, match="'adagrad' or 'sgd', got 'adam'"):
+    with pytest.raises(ValueError, match="adagrad, sgd, adamw, got 'adam'"):
         fit(build(tiny), tiny, table_optimizer="adam")
+    with pytest.raises(ValueError, match="needs updates 'autograd'"):
+        fit(build(tiny), tiny, table_optimizer="adamw")
+    with pytest.raises(ValueError, match="'constant' or 'plateau', got 'cosine'"):
+        fit(build(tiny), tiny, schedule="cosine")
+
+
+@pytest.mark.parametrize(("schedule", "factor"), [("constant", 1), ("plateau", 0.1)])
+def test_a_plateau_lowers_the_learning_rates(tiny, monkeypatch, schedule, factor):
+    made = []
+    monkeypatch.setattr(training, "optimizers", lambda *a, **k: made.extend(optimizers(*a, **k)) or made)
+    rates = {"table_lr": 1e-12, "dense_lr": 1e-12}  # nothing moves, so nothing gets better
+    fit(build(tiny), tiny, batch_size=100, evaluations=13, schedule=schedule, **rates)
+    assert [optim.param_groups[0]["lr"] for optim in made] == pytest.approx([1e-12 * factor] * 2)
 
 
 def test_what_is_kept_gives_the_same_predictions(tiny, tmp_path):

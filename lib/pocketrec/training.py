@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from pocketrec import models
@@ -69,6 +70,7 @@ def fit(
     seed: int = 0,
     train_rows: int = 0,
     evaluations: int = 5,
+    schedule: str = "constant",
     device: str = "cpu",
 ) -> History:
     """Train in place on the training rows with binary cross-entropy; return the history.
@@ -83,6 +85,8 @@ def fit(
         seed: of the order of the rows.
         train_rows: use only that many leading training rows; 0 means all.
         evaluations: scorings of the validation rows, evenly spaced in every epoch.
+        schedule: of the learning rates: `constant`, or `plateau`, a tenth after more than ten evaluations in a row
+            that did not lower the validation log loss.
 
     Raises:
         Diverged: as soon as a loss that is read is not finite.
@@ -93,6 +97,10 @@ def fit(
         raise ValueError(f"precision must be 'float32' or 'bf16', got {precision!r}")
     if updates not in ("fused", "autograd"):
         raise ValueError(f"updates must be 'fused' or 'autograd', got {updates!r}")
+    if updates == "fused" and table_optimizer == "adamw":
+        raise ValueError("adamw moves every row in every step: it needs updates 'autograd'")
+    if schedule not in ("constant", "plateau"):
+        raise ValueError(f"schedule must be 'constant' or 'plateau', got {schedule!r}")
     if batch_size < 1 or epochs <= 0 or train_rows < 0:
         raise ValueError(f"batch_size, epochs, train_rows cannot be {batch_size}, {epochs}, {train_rows}")
     steps_per_epoch = math.ceil(min(train_rows or math.inf, dataset.rows("train")) / batch_size)
@@ -103,6 +111,7 @@ def fit(
         return passed[0] != passed[1] or step == total
 
     optims = optimizers(model, table_optimizer=table_optimizer, table_lr=table_lr, dense_lr=dense_lr)
+    schedules = [ReduceLROnPlateau(optim) for optim in optims] if schedule == "plateau" else []
     history, losses, best = History(), [], None
     model.train()
     start = time.perf_counter()
@@ -121,6 +130,8 @@ def fit(
                 if is_due(history.steps):
                     history.seconds += time.perf_counter() - start
                     best = _evaluate(model, dataset, history, losses, best, keep, device)
+                    for plateau in schedules:
+                        plateau.step(history.curve[-1]["validation_log_loss"])
                     losses = []
                     start = time.perf_counter()
                 if history.steps == total:

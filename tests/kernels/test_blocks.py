@@ -16,11 +16,11 @@ EPSILON = torch.finfo(torch.float32).eps
 def hash_of(kind, features, pieces, seed=0):
     draw = torch.Generator().manual_seed(seed)
     if kind == robe.AUTHORS:
-        terms = torch.randint(0, robe.AUTHORS_PRIME, (features + pieces + 1,), generator=draw)
+        terms = torch.randint(0, robe.AUTHORS_PRIME, (features + 2 * pieces,), generator=draw)
     else:
         family = universal_hash if kind == robe.UNIVERSAL else multiply_shift
-        terms = family.coefficients(draw, features + pieces + 1)
-    return robe.Hash(terms[:features], terms[features:-1], int(terms[-1]), kind)
+        terms = family.coefficients(draw, features + 2 * pieces)
+    return robe.Hash(*terms.split([features, pieces, pieces]), kind)
 
 
 def windows_of(sizes, block_size):

@@ -43,6 +43,11 @@ def off() -> Iterator[None]:
         _on = before
 
 
+def on() -> bool:
+    """Return whether operators may leave their plain PyTorch path."""
+    return _on
+
+
 def library(family: str) -> ctypes.CDLL | None:
     """Return the functions of one family, compiled if need be; None where they cannot be had or are switched off."""
     return _load(family)[0] if _on else None
