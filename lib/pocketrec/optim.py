@@ -5,14 +5,14 @@ is handled element by element. Either comes through autograd and `step`, or is a
 with the same result to rounding.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from pocketrec.embeddings.stores import Array, Rows
-from pocketrec.kernels import gather, robe
+from pocketrec.kernels import gather, robe, tensor_train
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
@@ -46,6 +46,11 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         """Apply the gradients of blocks that were read, element by element; see `kernels.robe`."""
         robe.train_blocks(array, self._total(array, array.shape), starts, gradient, *windows, *self._rates())
 
+    def train_tensor_train(self, cores: Sequence[Tensor], gradient: Tensor, place: tensor_train.Place) -> None:
+        """Apply the gradient of rows of tensor trains, one accumulator a slice; see `kernels.tensor_train`."""
+        totals = [self._total(core, core.shape[:1]) for core in cores]
+        tensor_train.train(cores, totals, gradient, *place, *self._rates())
+
     def reset(self, parameter: Tensor, rows: Tensor | slice = slice(None)) -> None:
         """Start the accumulators of a parameter, or of some of its rows, anew."""
         if "sum" in self.state[parameter]:
@@ -78,11 +83,28 @@ class SGD(torch.optim.SGD):
         """Apply the gradients of blocks that were read; see `kernels.robe`."""
         robe.train_blocks(array, None, starts, gradient, *windows, self.param_groups[0]["lr"], 0.0)
 
+    def train_tensor_train(self, cores: Sequence[Tensor], gradient: Tensor, place: tensor_train.Place) -> None:
+        """Apply the gradient of rows of tensor trains; see `kernels.tensor_train`."""
+        tensor_train.train(cores, [], gradient, *place, self.param_groups[0]["lr"], 0.0)
+
     def reset(self, parameter: Tensor, rows: Tensor | slice = slice(None)) -> None:
         """Do nothing, for methods that rewrite rows."""
 
 
-TABLE_OPTIMIZERS = {"adagrad": RowwiseAdagrad, "sgd": SGD}
+class AdamW(torch.optim.AdamW):
+    """Adam with decoupled weight decay, 0.01: every row moves in every step, whether the batch read it or not.
+
+    Its gradients are therefore dense, and its step costs what the table holds.
+    """
+
+    def reset(self, parameter: Tensor, rows: Tensor | slice = slice(None)) -> None:
+        """Forget the moments of a parameter, or of some of its rows; the count of steps stays."""
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in self.state[parameter]:
+                self.state[parameter][name][rows] = 0
+
+
+TABLE_OPTIMIZERS = {"adagrad": RowwiseAdagrad, "sgd": SGD, "adamw": AdamW}
 
 
 @contextmanager
@@ -104,13 +126,16 @@ def in_place(embedding: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
 def optimizers(
     model: nn.Module, *, table_optimizer: str, table_lr: float, dense_lr: float
 ) -> list[torch.optim.Optimizer]:
-    """Return the optimizer of the embedding (`adagrad` or `sgd`) and Adam for every other parameter."""
+    """Return the optimizer of the embedding and, where the model has other parameters, Adam for those."""
     if table_optimizer not in TABLE_OPTIMIZERS:
-        raise ValueError(f"table_optimizer must be 'adagrad' or 'sgd', got {table_optimizer!r}")
+        raise ValueError(f"table_optimizer must be one of {', '.join(TABLE_OPTIMIZERS)}, got {table_optimizer!r}")
+    for store in model.embedding.modules():
+        if isinstance(store, Rows):
+            store.sparse = table_optimizer != "adamw"
     embedding = list(model.embedding.parameters())
     shared = {id(p) for p in embedding}
     others = [p for p in model.parameters() if id(p) not in shared]
     return [
         TABLE_OPTIMIZERS[table_optimizer](embedding, lr=table_lr),
-        torch.optim.Adam(others, lr=dense_lr),
+        *([torch.optim.Adam(others, lr=dense_lr)] if others else []),
     ]

@@ -1,6 +1,6 @@
 """Blocks of one array: placed by a hash of (feature, id, block), read, and summed or trained in place.
 
-    hash(f, x, c) = multiplier x + table_f + piece_c, reduced as `Hash.kind` says
+    hash(f, x, c) = multiplier_c x + table_f + piece_c, reduced as `Hash.kind` says
     start(f, x, c) = base_f + hash(f, x, c) reduced to size_f
     read_blocks(array, ...)[b, f, c Z + i] = array[base_f + (start - base_f + i) mod size_f]
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pocketrec.kernels import multiply_shift, native, universal_hash
+from pocketrec.kernels import gpu, multiply_shift, native, universal_hash
 from pocketrec.kernels.operators import on_processor, operator
 
 HASHES = ("universal", "multiply_shift", "authors")
@@ -25,11 +25,11 @@ AUTHORS_PRIME = 2038074743
 
 
 class Hash(NamedTuple):
-    """A hash of (feature, id, piece): int64 terms `table` [features] and `piece` [pieces], and a place in `HASHES`."""
+    """A hash of (feature, id, piece): int64 `table` [features], `piece` and `multiplier` [pieces], one of `HASHES`."""
 
     table: Tensor
     piece: Tensor
-    multiplier: int
+    multiplier: Tensor
     kind: int
 
 
@@ -43,10 +43,10 @@ class Windows(NamedTuple):
 
 def hashed(ids: Tensor, hash: Hash) -> Tensor:
     """Hash (feature, id, piece), not yet reduced to a size: [batch, features] -> int64 [batch, features, pieces]."""
+    ids, table = ids.unsqueeze(-1), hash.table.unsqueeze(-1)
     if hash.kind == UNIVERSAL:
-        row = universal_hash.add(universal_hash.multiply(ids.new_tensor(hash.multiplier), ids), hash.table)
-        return universal_hash.add(row.unsqueeze(-1), hash.piece)
-    total = (ids * hash.multiplier + hash.table).unsqueeze(-1) + hash.piece
+        return universal_hash.add(universal_hash.add(universal_hash.multiply(hash.multiplier, ids), table), hash.piece)
+    total = ids * hash.multiplier + table + hash.piece
     return multiply_shift.high_word(total) if hash.kind == MULTIPLY_SHIFT else total % AUTHORS_PRIME
 
 
@@ -75,19 +75,20 @@ def elements(starts: Tensor, windows: Windows) -> Tensor:
 
 
 def _read(array: Tensor, ids: Tensor, *where: Tensor | int | None) -> tuple[Tensor, Tensor]:
+    if kernels := gpu.library("robe", array):
+        return kernels.read_blocks(array, ids, *where)
     place, windows, own = Hash(*where[:4]), Windows(*where[4:7]), where[7]
     functions = native.library("robe") if on_processor(array) else None
     if functions is None:
         start = starts(ids, place, windows, own)
-        return array.index_select(0, elements(start, windows).flatten()).view(*ids.shape, -1), start
+        index = elements(start, windows)
+        return array.index_select(0, index.flatten()).view(index.shape).flatten(2), start
     ids = ids.contiguous()
     start = ids.new_empty(*ids.shape, len(place.piece))
     out = array.new_empty(*ids.shape, len(place.piece) * windows.block_size)
-    tensors = (array, ids, place.table, place.piece, windows.sizes, windows.bases, own, start, out)
+    tensors = (array, ids, *place[:3], windows.sizes, windows.bases, own, start, out)
     shape = (*start.shape, len(windows.sizes), windows.block_size)
-    functions.read_blocks(
-        *map(native.pointer, tensors), place.multiplier, *shape, place.kind, native.threads(out.numel())
-    )
+    functions.read_blocks(*map(native.pointer, tensors), *shape, place.kind, native.threads(out.numel()))
     return out, start
 
 
@@ -99,6 +100,8 @@ def _sum(gradient: Tensor, starts: Tensor, sizes: Tensor, bases: Tensor, block_s
 
 def _add(array: Tensor, starts: Tensor, gradient: Tensor, windows: Windows, scale: float) -> None:
     """Add scaled gradients of blocks to an array, in place."""
+    if kernels := gpu.library("robe", array, gradient):
+        return kernels.add_blocks(array, starts, gradient, *windows, scale)
     functions = native.library("robe") if on_processor(array) and on_processor(gradient) else None
     if functions is None:
         array.index_add_(0, elements(starts, windows).flatten(), gradient.flatten(), alpha=scale)
@@ -119,10 +122,13 @@ def _train(
     lr: float,
     eps: float,
 ) -> None:
+    torch.autograd.graph.increment_version([array] if total is None else [array, total])
     gradient, windows = gradient.contiguous(), Windows(sizes, bases, block_size)
     functions = native.library("robe") if on_processor(array) and on_processor(gradient) else None
     if total is None:
         _add(array, starts, gradient, windows, -lr)
+    elif kernels := gpu.library("robe", array, total, gradient):
+        kernels.adagrad(array, total, _sum(gradient, starts, *windows, len(array)), lr, eps)
     elif functions is None:
         summed = _sum(gradient, starts, *windows, len(array))
         total.addcmul_(summed, summed)
@@ -146,19 +152,24 @@ def _zeros(count: int) -> Tensor:
     return _scratch
 
 
-def _flip(values: Tensor, ids: Tensor, table: Tensor, piece: Tensor, multiplier: int, kind: int) -> Tensor:
+def _flip(values: Tensor, ids: Tensor, table: Tensor, piece: Tensor, multiplier: Tensor, kind: int) -> Tensor:
+    if kernels := gpu.library("robe", values):
+        return kernels.flip(values, ids, table, piece, multiplier, kind)
     functions = native.library("robe") if on_processor(values) else None
     if functions is None:
         value = hashed(ids, Hash(table, piece, multiplier, kind))
         bit = value & 1 if kind == UNIVERSAL else value >> 31
         return values * (2 * bit - 1)
     ids, out = ids.contiguous(), torch.empty_like(values)
-    pointers = map(native.pointer, (values, ids, table, piece, out))
-    functions.flip(*pointers, multiplier, *out.shape, kind, native.threads(out.numel()))
+    pointers = map(native.pointer, (values, ids, table, piece, multiplier, out))
+    functions.flip(*pointers, *out.shape, kind, native.threads(out.numel()))
     return out
 
 
-_HASH, _WINDOWS = "Tensor table, Tensor piece, int multiplier, int kind", "Tensor sizes, Tensor bases, int block_size"
+_HASH, _WINDOWS = (
+    "Tensor table, Tensor piece, Tensor multiplier, int kind",
+    "Tensor sizes, Tensor bases, int block_size",
+)
 
 # read_blocks(array, ids, *Hash, *Windows, own) -> the embeddings [batch, features, dim], and `starts`
 read_blocks = operator(

@@ -260,7 +260,9 @@ def compiled_robe(tables: Tables, **settings: Any) -> Lookup:
         module = embeddings.build("robe", cardinalities=tables.cardinalities, dim=tables.dim, **settings)
     module.array.weight = lookup.weights[0]
     module = module.to(tables.device)
-    place = robe.Hash(module.place_table, module.place_piece, module.place[1], robe.HASHES.index(settings["hash"]))
+    place = robe.Hash(
+        module.place_table, module.place_piece, module.place_multiplier, robe.HASHES.index(settings["hash"])
+    )
     windows = robe.Windows(module.window_sizes, module.window_bases, module.block_size)
     weight = module.array.weight
 

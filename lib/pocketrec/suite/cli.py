@@ -174,22 +174,71 @@ def publish(suite: SuiteName) -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
-def compare(a: SuiteName, b: SuiteName) -> None:
-    """Compare the results of two suites, or of two folders of results."""
+def bundle(
+    suite: SuiteName,
+    to: Annotated[Path | None, typer.Option(help="The file to write; beside the folder of results otherwise.")] = None,
+) -> None:
+    """Write one zip to send: page, notebooks, records, environment."""
     from pocketrec import report
 
-    typer.echo(report.compare(_results(a), _results(b)).to_string(index=False))
+    folder = _results(suite)
+    report.convert(folder)
+    path, left_out = report.bundle(folder, to, question=_title(suite))
+    _console().print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+    for name in left_out:
+        _console().print(f"left out, above 1 MB: {name}", soft_wrap=True)
+
+
+@app.command(rich_help_panel=RESULTS)
+def compare(
+    a: Annotated[str, typer.Argument(help="What was: a suite, a folder of results or a bundle.")],
+    b: Annotated[str, typer.Argument(help="What is.")],
+    page: Annotated[Path | None, typer.Option(help="Write the comparison as a page, too.")] = None,
+) -> None:
+    """Compare the results of two suites, folders or bundles."""
+    from pocketrec import report
+    from pocketrec.report.comparison import text
+
+    with report.unpacked(_results(a)) as one, report.unpacked(_results(b)) as other:
+        typer.echo(text(one, other))
+        if page:
+            _console().print(f"open {report.comparison_page(one, other, page)}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=TOOLS)
 def prepare(
     dataset: Annotated[str, typer.Argument(help="A name in params/datasets.")],
-    raw: Annotated[Path | None, typer.Option(help="Your own copy of the raw file.")] = None,
+    raw: Annotated[list[Path] | None, typer.Option(help="Your own copy of the raw file, or a folder of them.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch large raw files, or go on doing so.")] = False,
+    choose: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the set.")
+    ] = None,
 ) -> None:
-    """Fetch and prepare a dataset with its default options."""
+    """Fetch and prepare a dataset, with its default options where none are set."""
     from pocketrec import data
 
-    typer.echo(data.prepare(dataset, raw=raw))
+    if download:
+        typer.echo(f"licence: {data.licence(dataset)}", err=True)
+    folder = data.prepare(dataset, _options(choose or []), raw=raw or (), download=download)
+    for name, note in data.Dataset.open(folder).meta["notes"].items():
+        typer.echo(f"{name}: {note}", err=True)
+    typer.echo(folder)
+
+
+@app.command(rich_help_panel=TOOLS)
+def synth(
+    dataset: Annotated[str, typer.Argument(help="criteo-kaggle, criteo-tb or avazu.")],
+    rows: Annotated[int, typer.Option(min=10)],
+    out: Annotated[Path | None, typer.Option(help="Where to; a folder in the data folder.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write raw files in a dataset's original format, drawn from the planted teacher."""
+    from pocketrec import data, paths
+    from pocketrec.data import synth
+
+    folder = out or paths.DATA / "synth" / dataset
+    synth.write(dataset, folder, data.published_cardinalities(dataset), rows, seed=seed)
+    typer.echo(f"{folder}\nprepare them with: pocketrec prepare {dataset} --raw {folder}")
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -261,6 +310,23 @@ def doctor() -> None:
         console.print(f"{name:>10}  {value}" + (f"  [yellow]{advice}[/]" if advice else ""), soft_wrap=True)
 
 
+def _options(given: list[str]) -> dict[str, Any]:
+    """Read `name=value` as YAML reads `name: value`."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    options = {}
+    for pair in given:
+        name, sign, value = pair.partition("=")
+        try:
+            options[name] = YAML(typ="safe", pure=True).load(value)
+        except YAMLError:
+            sign = ""
+        if not sign:
+            raise UserError(f"--set {pair}: expected OPTION=VALUE, as --set id_cap=10_000_000")
+    return options
+
+
 def _console() -> Any:
     from rich.console import Console
 
@@ -318,11 +384,11 @@ def _title(name: str) -> str | None:
 
 
 def _results(name: str) -> Path:
-    """Folder of results of a suite given by name or file, or a folder as it is."""
+    """Folder of results of a suite given by name or file, or a folder or bundle as it is."""
     from pocketrec import paths
     from pocketrec.suite import spec
 
-    if Path(name).is_dir() and "/" in name:
+    if (Path(name).is_dir() and "/" in name) or Path(name).suffix == ".zip":
         return Path(name)
     return paths.RESULTS / spec.find(name).stem
 

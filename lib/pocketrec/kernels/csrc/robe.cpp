@@ -97,13 +97,14 @@ inline void my_range(i64 size, i64& low, i64& high) {
 
 // A hash with its constants, and the windows with what reduces a hash to them.
 struct Placing {
-  const i64 *table, *piece;
+  const i64 *table, *piece, *multiplier;
   const unsigned char* own;
-  u64 multiplier;
   int hash;
   i64 block;
   Windows windows;
   std::vector<Modulo> moduli;
+
+  u64 sum(u64 x, i64 f, i64 c) const { return multiplier[c] * x + table[f] + piece[c]; }
 };
 
 // to[samples, features, blocks]: where blocks start. B is the number of blocks, or 0 for any.
@@ -115,8 +116,7 @@ void place(const Placing& by, const i64* ids, i64 samples, i64 features, i64 any
     if (by.hash == MULTIPLY_SHIFT && by.windows.count == 1 && !by.own) {
       const u64 size = by.windows.size(0), base = by.windows.bases[0];
       for (i64 f = 0; f < features; ++f) {
-        const u64 row = by.multiplier * ids[f] + by.table[f];
-        for (i64 c = 0; c < blocks; ++c) to[f * blocks + c] = base + (((row + by.piece[c]) >> 32) * size >> 32);
+        for (i64 c = 0; c < blocks; ++c) to[f * blocks + c] = base + ((by.sum(ids[f], f, c) >> 32) * size >> 32);
       }
       continue;
     }
@@ -128,14 +128,13 @@ void place(const Placing& by, const i64* ids, i64 samples, i64 features, i64 any
       if (by.own && by.own[f]) {
         for (i64 c = 0; c < blocks; ++c) at[c] = base + (x * blocks + c) * by.block;
       } else if (by.hash == UNIVERSAL) {
-        const u64 row = multiply_add(by.multiplier, x, by.table[f]);
-        for (i64 c = 0; c < blocks; ++c) at[c] = base + modulo(add_p(row, by.piece[c]));
+        for (i64 c = 0; c < blocks; ++c) {
+          at[c] = base + modulo(add_p(multiply_add(by.multiplier[c], x, by.table[f]), by.piece[c]));
+        }
       } else if (by.hash == MULTIPLY_SHIFT) {
-        const u64 row = by.multiplier * x + by.table[f];
-        for (i64 c = 0; c < blocks; ++c) at[c] = base + (((row + by.piece[c]) >> 32) * size >> 32);
+        for (i64 c = 0; c < blocks; ++c) at[c] = base + ((by.sum(x, f, c) >> 32) * size >> 32);
       } else {
-        const u64 row = by.multiplier * x + by.table[f];
-        for (i64 c = 0; c < blocks; ++c) at[c] = base + modulo(prime(row + by.piece[c]));
+        for (i64 c = 0; c < blocks; ++c) at[c] = base + modulo(prime(by.sum(x, f, c)));
       }
     }
   }
@@ -148,13 +147,14 @@ inline void adagrad_element(float& weight, float& total, float gradient, float l
 
 }  // namespace
 
-// Places blocks, starts[batch, features, blocks] = hash(multiplier * id + table[feature] + piece[block]) in the window,
+// Places blocks, starts[batch, features, blocks] = hash(multiplier[block] * id + table[feature] + piece[block]) in the window,
 // or the id's own place where own[feature]; and reads them, out[batch, features, blocks, block], unless out is null.
 // starts may be null too.
-extern "C" void read_blocks(const float* array, const i64* ids, const i64* table, const i64* piece, const i64* sizes,
-                            const i64* bases, const unsigned char* own, i64* starts, float* out, u64 multiplier,
-                            i64 batch, i64 features, i64 blocks, i64 window_count, i64 block, int hash, int threads) {
-  Placing by{table, piece, own, multiplier, hash, block, {sizes, bases, window_count}, {}};
+extern "C" void read_blocks(const float* array, const i64* ids, const i64* table, const i64* piece,
+                            const i64* multiplier, const i64* sizes, const i64* bases, const unsigned char* own,
+                            i64* starts, float* out, i64 batch, i64 features, i64 blocks, i64 window_count, i64 block,
+                            int hash, int threads) {
+  Placing by{table, piece, multiplier, own, hash, block, {sizes, bases, window_count}, {}};
   const Windows& windows = by.windows;
   for (i64 w = 0; w < window_count; ++w) {
     by.moduli.emplace_back(std::max<i64>(1, hash == AUTHORS ? sizes[w] - block + 1 : sizes[w]));
@@ -256,19 +256,17 @@ extern "C" void adagrad_blocks(float* array, float* total, float* scratch, const
 
 // out[batch, features, dim] = values, times -1 where the hash of (feature, id, element) has a 0 in its lowest bit
 // (universal) or its highest (multiply-shift)
-extern "C" void flip(const float* values, const i64* ids, const i64* table, const i64* piece, float* out, u64 multiplier,
-                     i64 batch, i64 features, i64 dim, int hash, int threads) {
+extern "C" void flip(const float* values, const i64* ids, const i64* table, const i64* piece, const i64* multiplier,
+                     float* out, i64 batch, i64 features, i64 dim, int hash, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (i64 k = 0; k < batch * features; ++k) {
-    const u64 x = ids[k];
+    const u64 x = ids[k], of_table = table[k % features];
     const float* from = values + k * dim;
     float* to = out + k * dim;
-    if (hash == UNIVERSAL) {
-      const u64 row = multiply_add(multiplier, x, table[k % features]);
-      for (i64 i = 0; i < dim; ++i) to[i] = add_p(row, piece[i]) & 1 ? from[i] : -from[i];
-    } else {
-      const u64 row = multiplier * x + table[k % features];
-      for (i64 i = 0; i < dim; ++i) to[i] = (row + piece[i]) >> 63 ? from[i] : -from[i];
+    for (i64 i = 0; i < dim; ++i) {
+      const bool keep = hash == UNIVERSAL ? add_p(multiply_add(multiplier[i], x, of_table), piece[i]) & 1
+                                          : (multiplier[i] * x + of_table + piece[i]) >> 63;
+      to[i] = keep ? from[i] : -from[i];
     }
   }
 }
