@@ -34,7 +34,14 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class _Nothing(nn.Module):
+class _Rival(nn.Module):
+    """What a DLRM asks of an embedding that is none of ours."""
+
+    def pairs(self, ids: Tensor, first: Tensor | None = None) -> None:
+        """Leave the products to the model."""
+
+
+class _Nothing(_Rival):
     """Looks nothing up, and gets its gradient."""
 
     def __init__(self, cardinalities: Sequence[int], dim: int) -> None:
@@ -46,7 +53,7 @@ class _Nothing(nn.Module):
         return self.rows.expand(len(ids), -1, -1)
 
 
-class _Bags(nn.Module):
+class _Bags(_Rival):
     """One sparse `nn.EmbeddingBag` a feature, over the memory of the full table."""
 
     def __init__(self, tables: Tables) -> None:
