@@ -122,3 +122,11 @@ def test_what_needs_a_login_says_how(root):
     with pytest.raises(UserError, match=r"avazu: is not to be had without you: it needs a login: .*--raw FILE"):
         data.prepare("avazu", download=True, progress=False)
     assert not list(paths.DATA.glob("prepared/avazu*"))
+
+
+def test_the_same_part_twice_is_refused(root):
+    (root / "days").mkdir()
+    for name in ("day_0", "day_1", "day_1.gz"):
+        (root / "days" / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"days: day_1 and day_1.gz are the same part; give `--raw` each one once"):
+        data.prepare("criteo-tb", raw=root / "days", progress=False)
