@@ -52,9 +52,9 @@ def calls():
     universal_hash.slots(ids, ids[:2], ids[:2], ids[:2])
     array, first = torch.zeros(64), torch.zeros(4, 16)
     for kind, own in itertools.product(range(3), [None, torch.zeros(2, dtype=torch.bool)]):
-        place, sizes = robe.Hash(ids[0], ids[1], 2**60, kind), torch.full((1 if own is None else 2,), 32)
+        place, sizes = robe.Hash(ids[0], ids[1], ids[1], kind), torch.full((1 if own is None else 2,), 32)
         out, starts = robe.read_blocks(array, ids, *place, sizes, sizes, 8, own)
-        robe.flip(out, ids, ids[0], often[:16], 2**60, kind)
+        robe.flip(out, ids, ids[0], often[:16], often[:16], kind)
         interaction.pair_blocks(array, ids, None if own is None else first, *place, sizes, sizes, 8, own)
     for total in (None, array.clone()):
         robe.train_blocks(array, total, starts, out, sizes, sizes, 8, 0.1, 1e-8)

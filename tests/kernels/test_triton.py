@@ -47,11 +47,11 @@ def row_lookups(draw):
 def hash_of(kind, features, pieces, seed=0):
     draw = torch.Generator().manual_seed(seed)
     if kind == robe.AUTHORS:
-        terms = torch.randint(0, robe.AUTHORS_PRIME, (features + pieces + 1,), generator=draw)
+        terms = torch.randint(0, robe.AUTHORS_PRIME, (features + 2 * pieces,), generator=draw)
     else:
         family = universal_hash if kind == robe.UNIVERSAL else multiply_shift
-        terms = family.coefficients(draw, features + pieces + 1)
-    return robe.Hash(terms[:features].to(DEVICE), terms[features:-1].to(DEVICE), int(terms[-1]), kind)
+        terms = family.coefficients(draw, features + 2 * pieces)
+    return robe.Hash(*terms.to(DEVICE).split([features, pieces, pieces]), kind)
 
 
 @st.composite

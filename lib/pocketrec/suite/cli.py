@@ -42,6 +42,8 @@ app = typer.Typer(
 
 SUITES, RESULTS, TOOLS = "Suites", "Results", "Data and tools"
 
+KAGGLE, RIVALS = "criteo-kaggle", "POCKETREC_RIVALS"
+
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A name in params/suites, or a YAML file.")]
 Method = Annotated[str | None, typer.Option(help="Only these methods, separated by commas.")]
 Dataset = Annotated[str | None, typer.Option(help="Only these datasets.")]
@@ -268,19 +270,34 @@ def sizes(
 
 @app.command(rich_help_panel=TOOLS)
 def bench(
-    dataset: Annotated[str, typer.Option(help="Whose tables' sizes are taken.")] = "planted",
-    dim: Annotated[int, typer.Option(min=1)] = 16,
-    ratio: Annotated[float, typer.Option(min=1)] = 100,
-    repeats: Annotated[int, typer.Option(min=1)] = 50,
+    tables: Annotated[str, typer.Option(help="Whose tables: a name in params/tables or params/datasets.")] = KAGGLE,
+    full: Annotated[bool, typer.Option("--full", help="Every size, width and setting: hours, not minutes.")] = False,
+    family: Annotated[str | None, typer.Option(help="table, robe, tensor_train, dlrm, ..., several by commas.")] = None,
+    dim: Annotated[str | None, typer.Option(help="Widths, by commas: 16, 64, 128.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Batch sizes, by commas: 1, 64, 2048, 65536.")] = None,
+    ids: Annotated[str | None, typer.Option(help="zipf, uniform.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Samples of each point that no one else disturbed.")] = 15,
+    patience: Annotated[float, typer.Option(min=0, help="Disturbed rounds taken again, per round.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
+    rivals: Annotated[Path | None, typer.Option(help="Folder of rivals' checkouts.", envvar=RIVALS)] = None,
+    add: Annotated[bool, typer.Option("--add", help="Keep what was measured before at other points.")] = False,
 ) -> None:
-    """Time lookup and training step of every method beside plain embedding bags, alone on the machine."""
-    from pocketrec import data, measure
+    """Time every family of lookups and its rivals, forward and training step, alone on the machine."""
+    from pocketrec import paths
+    from pocketrec.speed import running
     from pocketrec.suite import process
+    from pocketrec.suite.sizes import tables as find
 
-    cardinalities = data.load(dataset).cardinalities
+    cardinalities, _ = find(tables)
+    options = running.options(
+        full, family, dim, batch, ids, rounds=rounds, patience=patience, device=device, rivals=rivals
+    )
+    folder = paths.RESULTS / "speed"
     with process.locked(process.MACHINE_LOCK, give_up=lambda: False):  # alone on the machine
-        table = measure.bench(cardinalities, dim=dim, ratio=ratio, repeats=repeats)
-    typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
+        running.run(cardinalities, options, folder, add=add)
+    from pocketrec.report import speed
+
+    typer.echo(speed.overview(folder))
 
 
 @app.command(rich_help_panel=TOOLS)
