@@ -37,7 +37,8 @@ class Host(http.server.BaseHTTPRequestHandler):
             return self.end_headers()
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", self.etag)
+        if self.etag:
+            self.send_header("ETag", self.etag)
         self.end_headers()
         stop = start + self.breaks.pop(0) if self.breaks else len(content)
         self.wfile.write(content[start:stop])
@@ -89,6 +90,23 @@ def test_another_file_at_the_same_address_is_fetched_from_its_beginning(root, ho
     monkeypatch.setattr(Host, "etag", '"2"')
     Host.files["/f"] = CONTENT[::-1]
     assert resume(root, f"{host}/f").read_bytes() == CONTENT[::-1]
+
+
+def test_a_host_that_does_not_name_its_file_is_asked_for_all_of_it(root, host, monkeypatch):
+    monkeypatch.setattr(Host, "etag", None)
+    Host.breaks = [300_000]
+    assert resume(root, f"{host}/f").read_bytes() == CONTENT
+    assert Host.asked == [None, None] and left(root) == ["f"]
+
+
+def test_a_whole_part_is_not_fetched_again(root, host):
+    Host.breaks = [300_000, 0]
+    with pytest.raises(UserError):
+        resume(root, f"{host}/f")
+    (part,) = (root / "down").glob(".*.part")
+    part.write_bytes(CONTENT)
+    assert resume(root, f"{host}/f").read_bytes() == CONTENT
+    assert Host.asked[-1] == f"bytes={len(CONTENT)}-" and left(root) == ["f"]
 
 
 def test_the_next_address_is_tried(root, host):
