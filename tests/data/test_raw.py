@@ -37,7 +37,8 @@ class Host(http.server.BaseHTTPRequestHandler):
             return self.end_headers()
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", self.etag)
+        if self.etag:
+            self.send_header("ETag", self.etag)
         self.end_headers()
         stop = start + self.breaks.pop(0) if self.breaks else len(content)
         self.wfile.write(content[start:stop])
@@ -91,6 +92,23 @@ def test_another_file_at_the_same_address_is_fetched_from_its_beginning(root, ho
     assert resume(root, f"{host}/f").read_bytes() == CONTENT[::-1]
 
 
+def test_a_host_that_does_not_name_its_file_is_asked_for_all_of_it(root, host, monkeypatch):
+    monkeypatch.setattr(Host, "etag", None)
+    Host.breaks = [300_000]
+    assert resume(root, f"{host}/f").read_bytes() == CONTENT
+    assert Host.asked == [None, None] and left(root) == ["f"]
+
+
+def test_a_whole_part_is_not_fetched_again(root, host):
+    Host.breaks = [300_000, 0]
+    with pytest.raises(UserError):
+        resume(root, f"{host}/f")
+    (part,) = (root / "down").glob(".*.part")
+    part.write_bytes(CONTENT)
+    assert resume(root, f"{host}/f").read_bytes() == CONTENT
+    assert Host.asked[-1] == f"bytes={len(CONTENT)}-" and left(root) == ["f"]
+
+
 def test_the_next_address_is_tried(root, host):
     assert resume(root, "http://127.0.0.1:9/f", f"{host}/none", f"{host}/f").read_bytes() == CONTENT
     with pytest.raises(UserError, match=r"127.0.0.1:9/g: .*refused.*; .*/none: HTTP Error 404.*\): get it by hand"):
@@ -122,3 +140,11 @@ def test_what_needs_a_login_says_how(root):
     with pytest.raises(UserError, match=r"avazu: is not to be had without you: it needs a login: .*--raw FILE"):
         data.prepare("avazu", download=True, progress=False)
     assert not list(paths.DATA.glob("prepared/avazu*"))
+
+
+def test_the_same_part_twice_is_refused(root):
+    (root / "days").mkdir()
+    for name in ("day_0", "day_1", "day_1.gz"):
+        (root / "days" / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"days: day_1 and day_1.gz are the same part; give `--raw` each one once"):
+        data.prepare("criteo-tb", raw=root / "days", progress=False)

@@ -1,11 +1,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from pocketrec import data
 from pocketrec.data import synth
 from pocketrec.data.sources.planted import Teacher
 from pocketrec.errors import UserError
+from pocketrec.suite.cli import app
 
 SIZES = {"criteo-kaggle": [50 + 40 * i for i in range(26)], "avazu": [50 + 40 * i for i in range(22)]}
 SIZES["criteo-tb"] = SIZES["criteo-kaggle"]
@@ -59,3 +61,20 @@ def test_published_cardinalities_are_the_largest(root):
         data.published_cardinalities("planted")
     with pytest.raises(UserError, match="unknown raw format 'criteo'; did you mean"):
         synth.write("criteo", root, [1], 10)
+
+
+def test_the_command_line_writes_and_prepares(root):
+    def call(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, arguments)
+        return done.exit_code, done.output
+
+    code, out = call("synth", "avazu", "--rows", "2000")
+    assert code == 0 and f"pocketrec prepare avazu --raw {root}/data/synth/avazu" in out
+    code, out = call("prepare", "avazu", "--raw", f"{root}/data/synth/avazu", "--set", "min_count=2")
+    assert code == 0 and "2,000 rows instead of 40,428,967" in out
+    dataset = data.load("avazu", min_count=2)
+    assert dataset.meta["rows"] == 2_000 and dataset.meta["options"]["min_count"] == 2
+    assert str(dataset.meta["digest"])[:12] in out
+    assert call("prepare", "avazu", "--set", "min_count")[0] == 2
+    code, out = call("prepare", "avazu", "--download")
+    assert code == 2 and out.index("licence: The rules of the competition") < out.index("needs a login")

@@ -11,7 +11,7 @@ def test_help_lists_the_commands_and_is_quick():
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "pocketrec.suite.cli", "--help"], capture_output=True, text=True)
     assert time.monotonic() - started < 2
-    panels = "all plan run retry status collect dashboards index compare prepare bench doctor"
+    panels = "all plan run retry status collect dashboards index compare prepare synth bench doctor"
     for command in panels.split():
         assert f" {command} " in done.stdout
     code = "import sys, pocketrec.suite.cli; print({'torch', 'pandas', 'papermill'} & sys.modules.keys())"

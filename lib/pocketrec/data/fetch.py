@@ -111,7 +111,7 @@ def _continue(url: str, part: Path, progress: bool) -> None:
 
 def _append(url: str, part: Path, progress: bool) -> bool:
     """Ask for what `part` lacks, or for all of a file that has changed since; returns whether it is whole."""
-    stamp = part.with_suffix(".stamp")
+    stamp = part.with_suffix(".stamp")  # says which file `part` is of; without one it cannot be continued
     have = part.stat().st_size if part.exists() and stamp.exists() else 0
     headers = {"Accept-Encoding": "identity"}
     if have:
@@ -119,15 +119,17 @@ def _append(url: str, part: Path, progress: bool) -> bool:
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
-        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return error.headers["Content-Range"] == f"bytes */{have}" or part.unlink() or False
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # there is no more of it
+            stamp.unlink()
+            return error.headers["Content-Range"] == f"bytes */{have}"
         raise
     with response:
         have = have if response.status == HTTPStatus.PARTIAL_CONTENT else 0
         length = response.headers["Content-Length"]
         total = have + int(length) if length else None
         _need_room(part, (total or have) - have)
-        stamp.write_text(response.headers["ETag"] or response.headers["Last-Modified"] or "")
+        if known := response.headers["ETag"] or response.headers["Last-Modified"]:
+            stamp.write_text(known)
         with (
             part.open("ab" if have else "wb") as file,
             tqdm(
@@ -139,7 +141,7 @@ def _append(url: str, part: Path, progress: bool) -> bool:
                 bar.update(len(content))
     whole = total is None or part.stat().st_size == total
     if whole:
-        stamp.unlink()
+        stamp.unlink(missing_ok=True)
     return whole
 
 

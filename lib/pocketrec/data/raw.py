@@ -25,6 +25,10 @@ def remember(name: str, given: Sequence[Path], pattern: str) -> None:
         if not fitting or not fitting[0].is_file():
             raise UserError(f"{path}: no such file" if not path.is_dir() else f"{path}: no file named like {pattern}")
         found += [file.absolute() for file in fitting]
+    stems = [file.name.partition(".")[0] for file in found]
+    twice = [file.name for file, stem in zip(found, stems, strict=True) if stems.count(stem) > 1]
+    if twice:
+        raise UserError(f"{found[0].parent}: {' and '.join(twice)} are the same part; give `--raw` each one once")
     found.sort(key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)])
     write_json(_record(name), [_state(file) for file in found])
 

@@ -30,7 +30,12 @@ WORKERS = 2
 SHOWN = 5  # malformed lines that a message quotes
 
 Kind = Literal["label", "integer", "hex", "ignored"]
-PATTERNS = {"label": "[01]", "integer": "(?:-?[0-9]{1,18})?", "hex": "[0-9a-fA-F]{0,8}", "ignored": r"[^,\t]*"}
+PATTERNS = {  # what polars reads as such, for lines that are looked at one by one
+    "label": r" *\+?0*[01]",
+    "integer": "(?: *[+-]?[0-9]{1,18})?",
+    "hex": r"\+?0*[0-9a-fA-F]{0,8}",
+    "ignored": r"[^,\t]*",
+}
 READ_AS = {"label": pl.UInt8, "integer": pl.Int64, "hex": pl.String, "ignored": pl.String}
 
 
