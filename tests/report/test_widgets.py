@@ -37,8 +37,9 @@ def test_choosing_a_dataset_offers_its_methods_and_cells(tmp_path):
     assert (methods.value, [name for name, _ in cell.options]) == (("hashing",), ["hashing 100×"])
     dataset.value = "planted"
     assert (methods.value, [name for name, _ in cell.options]) == (("robe",), ["robe 10×"])
+    assert cell.value == ("planted", "robe", "", 10.0)
     methods.value = ()
-    assert cell.options == ()
+    assert (cell.options, cell.value) == ((), None)
 
 
 def test_the_notebook_runs(suite, tmp_path):
