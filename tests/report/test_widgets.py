@@ -42,6 +42,14 @@ def test_choosing_a_dataset_offers_its_methods_and_cells(tmp_path):
     assert (cell.options, cell.value) == ((), None)
 
 
+def test_a_dataset_with_the_same_methods_changes_the_cell(suite):
+    box = report.explore(suite)
+    (dataset, _), (*_, cell) = (column.children for column in box.children[0].children)
+    assert cell.value == ("bookcrossing", "full", "", 1.0)
+    dataset.value = "planted"
+    assert cell.value == ("planted", "full", "", 1.0)
+
+
 def test_the_notebook_runs(suite, tmp_path):
     out = papermill.execute_notebook(
         NOTEBOOKS / "explore.ipynb", tmp_path / "out.ipynb", {"results": str(suite)}, progress_bar=False

@@ -33,6 +33,7 @@ def explore(path: str | Path) -> widgets.VBox:
     def offer_methods(_: object = None) -> None:
         methods.options = sorted(runs.loc[runs["dataset"] == dataset.value, "method"].unique())
         methods.value = methods.options
+        offer_cells()  # two datasets with the same methods change nothing above
 
     methods.observe(offer_cells, "value")
     dataset.observe(offer_methods, "value")
