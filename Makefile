@@ -87,6 +87,6 @@ build-environment:
 	  echo "setting up $(VENV) (once, a minute or two)"; \
 	  { [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { \
 	    echo "error: '$(PYTHON) -m venv' failed; on Debian: apt-get install python3-venv" >&2; exit 1; }; } && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev]" && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev,gpu]" && \
 	  touch $(READY); \
 	fi

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pocketrec import embeddings, models
@@ -87,3 +88,20 @@ def test_a_step_on_a_full_table_costs_what_the_batch_touches(name):
         step()
     assert 0 < largest.elements < 1000
     assert (embedding.table.weight != before).any(1).nonzero().flatten().tolist() == [5, 100_007, 100_009]
+
+
+def test_adamw_is_torchs_on_a_table_that_is_read_by_row():
+    embedding = embeddings.build("full", cardinalities=[7, 5], dim=4)
+    table = nn.Embedding.from_pretrained(embedding.table.weight.detach().clone(), freeze=False)
+    (ours,) = optimizers(models.GMF(embedding), table_optimizer="adamw", table_lr=0.1, dense_lr=1e-3)
+    theirs = torch.optim.AdamW(table.parameters(), lr=0.1)
+    for ids in ([[1, 2], [1, 4]], [[3, 2], [0, 0]]):
+        ids = torch.tensor(ids)
+        for optim, rows in ((ours, embedding(ids)), (theirs, table(ids + torch.tensor([0, 7])))):
+            optim.zero_grad()
+            rows.prod(1).sum().backward()
+            optim.step()
+    torch.testing.assert_close(embedding.table.weight, table.weight, rtol=1e-6, atol=1e-7)
+    ours.reset(embedding.table.weight, slice(0, 3))
+    moments = ours.state[embedding.table.weight]["exp_avg"]
+    assert (moments[:3] == 0).all() and (moments[3] != 0).any()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pocketrec import embeddings, models, training
+from pocketrec.optim import optimizers
 from pocketrec.training import Diverged, evaluate, fit, predict
 
 
@@ -16,11 +17,13 @@ def build(dataset, method="robe", ratio=4, seed=0):
     return models.DLRM(embedding, dataset.num_dense, [8], [8], seed=seed)
 
 
-@pytest.mark.parametrize("table_optimizer", ["adagrad", "sgd"])
+@pytest.mark.parametrize(
+    ("table_optimizer", "updates"), [("adagrad", "fused"), ("sgd", "fused"), ("adamw", "autograd")]
+)
 @pytest.mark.parametrize(("method", "ratio"), [("full", 1), ("robe", 4)])
-def test_training_lowers_the_loss(tiny, method, ratio, table_optimizer):
+def test_training_lowers_the_loss(tiny, method, ratio, table_optimizer, updates):
     model = build(tiny, method, ratio)
-    history = fit(model, tiny, batch_size=64, epochs=2, table_optimizer=table_optimizer)
+    history = fit(model, tiny, batch_size=64, epochs=2, table_optimizer=table_optimizer, updates=updates)
     losses = history.frame()["train_loss"]
     assert losses.iloc[-1] < losses.iloc[0]
     assert history.steps == 2 * math.ceil(tiny.rows("train") / 64)
@@ -98,8 +101,21 @@ def test_a_loss_that_is_not_finite_is_divergence(tiny):
 def test_wrong_choices_are_refused(tiny):
     with pytest.raises(ValueError, match="'best' or 'last', got 'first'"):
         fit(build(tiny), tiny, keep="first")
-    with pytest.raises(ValueError, match="'adagrad' or 'sgd', got 'adam'"):
+    with pytest.raises(ValueError, match="adagrad, sgd, adamw, got 'adam'"):
         fit(build(tiny), tiny, table_optimizer="adam")
+    with pytest.raises(ValueError, match="needs updates 'autograd'"):
+        fit(build(tiny), tiny, table_optimizer="adamw")
+    with pytest.raises(ValueError, match="'constant' or 'plateau', got 'cosine'"):
+        fit(build(tiny), tiny, schedule="cosine")
+
+
+@pytest.mark.parametrize(("schedule", "factor"), [("constant", 1), ("plateau", 0.1)])
+def test_a_plateau_lowers_the_learning_rates(tiny, monkeypatch, schedule, factor):
+    made = []
+    monkeypatch.setattr(training, "optimizers", lambda *a, **k: made.extend(optimizers(*a, **k)) or made)
+    rates = {"table_lr": 1e-12, "dense_lr": 1e-12}  # nothing moves, so nothing gets better
+    fit(build(tiny), tiny, batch_size=100, evaluations=13, schedule=schedule, **rates)
+    assert [optim.param_groups[0]["lr"] for optim in made] == pytest.approx([1e-12 * factor] * 2)
 
 
 def test_what_is_kept_gives_the_same_predictions(tiny, tmp_path):
@@ -122,3 +138,25 @@ def test_a_deployed_model_leaves_the_trained_one_as_it_was(tiny):
     assert not torch.equal(exact, coarse) and (exact - coarse).abs().max() < 0.1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters()) and not any(p.requires_grad for p in served.parameters())
+
+
+def test_lower_precision_gives_the_same_scores_to_its_rounding(tiny):
+    scores = []
+    for precision in ("float32", "bf16"):
+        model = build(tiny)
+        fit(model, tiny, batch_size=256, precision=precision)
+        assert all(p.dtype is torch.float32 for p in model.parameters())
+        scores.append(evaluate(model.deploy(), tiny, test=False)[0]["validation"]["auc"])
+    assert scores[0] == pytest.approx(scores[1], abs=0.01) and scores[0] != scores[1]
+    with pytest.raises(ValueError, match="precision must be"):
+        fit(model, tiny, precision="bf17")
+
+
+def test_updates_in_place_and_through_autograd_agree(tiny):
+    losses = []
+    for updates in ("fused", "autograd"):
+        history = fit(build(tiny), tiny, batch_size=256, updates=updates, keep="last")
+        losses.append([point["train_loss"] for point in history.curve])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    with pytest.raises(ValueError, match="updates must be"):
+        fit(build(tiny), tiny, updates="fuse")

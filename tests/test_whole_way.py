@@ -123,3 +123,9 @@ def test_a_second_call_does_nothing_and_a_lost_run_comes_back_with_the_same_numb
     assert {k: r["started"] for k, r in after.items() if k != str(lost)} == {
         k: r["started"] for k, r in before.items() if k != str(lost)
     }
+
+
+def test_what_cannot_fit_is_known_without_a_notebook(root):
+    (record,) = (r for r in records(root).values() if r["method"] == "low_dim" and r["kind"] == "quality")
+    assert record["status"] == "infeasible" and record["seconds"] == 0
+    assert record["reason"].startswith("Infeasible: low_dim") and "metrics" not in record

@@ -1,13 +1,18 @@
 """Optimizers for embeddings, whose step on a row table costs what the batch touched, not what the table holds.
 
-A sparse gradient (from a row table) is first coalesced, so that an id that occurs often in a batch is one
-row with one summed gradient. A dense gradient (a shared array, a projection) is handled element by element.
+The gradients of a row that occurs often in a batch are summed first. A dense gradient (a shared array, a projection)
+is handled element by element. Either comes through autograd and `step`, or is applied where it arises (`in_place`),
+with the same result to rounding.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from pocketrec.embeddings.stores import Array, Rows
+from pocketrec.kernels import gather, robe, tensor_train
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
@@ -25,32 +30,43 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:
         """Apply the gradients; parameters without one are left alone."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    update = self._rows if parameter.grad.is_sparse else self._elements
-                    update(parameter, **{k: group[k] for k in ("lr", "eps", "initial")})
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is None:
+                continue
+            if parameter.grad.is_sparse:
+                self.train_rows(parameter, parameter.grad._indices()[0], parameter.grad._values())
+            else:
+                self._elements(parameter)
+
+    def train_rows(self, table: Tensor, index: Tensor, gradient: Tensor) -> None:
+        """Apply the gradients of rows that were read, [...] and [..., width]; a row may occur often."""
+        gather.train_rows(table, self._total(table, table.shape[:1]), index, gradient, *self._rates())
+
+    def train_blocks(self, array: Tensor, starts: Tensor, gradient: Tensor, windows: robe.Windows) -> None:
+        """Apply the gradients of blocks that were read, element by element; see `kernels.robe`."""
+        robe.train_blocks(array, self._total(array, array.shape), starts, gradient, *windows, *self._rates())
+
+    def train_tensor_train(self, cores: Sequence[Tensor], gradient: Tensor, place: tensor_train.Place) -> None:
+        """Apply the gradient of rows of tensor trains, one accumulator a slice; see `kernels.tensor_train`."""
+        totals = [self._total(core, core.shape[:1]) for core in cores]
+        tensor_train.train(cores, totals, gradient, *place, *self._rates())
 
     def reset(self, parameter: Tensor, rows: Tensor | slice = slice(None)) -> None:
         """Start the accumulators of a parameter, or of some of its rows, anew."""
         if "sum" in self.state[parameter]:
             self.state[parameter]["sum"][rows] = self.param_groups[0]["initial"]
 
-    def _rows(self, table: Tensor, lr: float, eps: float, initial: float) -> None:
-        gradient = table.grad.coalesce()
-        rows, values = gradient.indices()[0], gradient.values()  # [k], [k, dim]
-        total = self._accumulator(table, table.shape[:1], initial)
-        touched = total[rows] + values.square().mean(1)
-        total[rows] = touched
-        table.index_add_(0, rows, values / (touched.sqrt() + eps).unsqueeze(1), alpha=-lr)
-
-    def _elements(self, weight: Tensor, lr: float, eps: float, initial: float) -> None:
-        total = self._accumulator(weight, weight.shape, initial)
+    def _elements(self, weight: Tensor) -> None:
+        lr, eps = self._rates()
+        total = self._total(weight, weight.shape)
         total.addcmul_(weight.grad, weight.grad)
         weight.addcdiv_(weight.grad, total.sqrt().add_(eps), value=-lr)
 
-    def _accumulator(self, parameter: Tensor, shape: torch.Size, initial: float) -> Tensor:
-        state = self.state[parameter]
+    def _rates(self) -> tuple[float, float]:
+        return self.param_groups[0]["lr"], self.param_groups[0]["eps"]
+
+    def _total(self, parameter: Tensor, shape: torch.Size) -> Tensor:
+        state, initial = self.state[parameter], self.param_groups[0]["initial"]
         if "sum" not in state:
             state["sum"] = torch.full(shape, initial, dtype=parameter.dtype, device=parameter.device)
         return state["sum"]
@@ -59,23 +75,67 @@ class RowwiseAdagrad(torch.optim.Optimizer):
 class SGD(torch.optim.SGD):
     """Plain gradient descent, which has no accumulators to forget."""
 
+    def train_rows(self, table: Tensor, index: Tensor, gradient: Tensor) -> None:
+        """Apply the gradients of rows that were read, [...] and [..., width]; a row may occur often."""
+        gather.train_rows(table, None, index, gradient, self.param_groups[0]["lr"], 0.0)
+
+    def train_blocks(self, array: Tensor, starts: Tensor, gradient: Tensor, windows: robe.Windows) -> None:
+        """Apply the gradients of blocks that were read; see `kernels.robe`."""
+        robe.train_blocks(array, None, starts, gradient, *windows, self.param_groups[0]["lr"], 0.0)
+
+    def train_tensor_train(self, cores: Sequence[Tensor], gradient: Tensor, place: tensor_train.Place) -> None:
+        """Apply the gradient of rows of tensor trains; see `kernels.tensor_train`."""
+        tensor_train.train(cores, [], gradient, *place, self.param_groups[0]["lr"], 0.0)
+
     def reset(self, parameter: Tensor, rows: Tensor | slice = slice(None)) -> None:
         """Do nothing, for methods that rewrite rows."""
 
 
-TABLE_OPTIMIZERS = {"adagrad": RowwiseAdagrad, "sgd": SGD}
+class AdamW(torch.optim.AdamW):
+    """Adam with decoupled weight decay, 0.01: every row moves in every step, whether the batch read it or not.
+
+    Its gradients are therefore dense, and its step costs what the table holds.
+    """
+
+    def reset(self, parameter: Tensor, rows: Tensor | slice = slice(None)) -> None:
+        """Forget the moments of a parameter, or of some of its rows; the count of steps stays."""
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in self.state[parameter]:
+                self.state[parameter][name][rows] = 0
+
+
+TABLE_OPTIMIZERS = {"adagrad": RowwiseAdagrad, "sgd": SGD, "adamw": AdamW}
+
+
+@contextmanager
+def in_place(embedding: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let the backward pass train what is read by row or by block, meanwhile; the rest keeps its gradients.
+
+    No gradient is made for those parameters, so nothing can be clipped or sent to other processes.
+    """
+    stores = [store for store in embedding.modules() if isinstance(store, Rows | Array)]
+    for store in stores:
+        store.trainer = optimizer
+    try:
+        yield
+    finally:
+        for store in stores:
+            store.trainer = None
 
 
 def optimizers(
     model: nn.Module, *, table_optimizer: str, table_lr: float, dense_lr: float
 ) -> list[torch.optim.Optimizer]:
-    """Return the optimizer of the embedding (`adagrad` or `sgd`) and Adam for every other parameter."""
+    """Return the optimizer of the embedding and, where the model has other parameters, Adam for those."""
     if table_optimizer not in TABLE_OPTIMIZERS:
-        raise ValueError(f"table_optimizer must be 'adagrad' or 'sgd', got {table_optimizer!r}")
+        raise ValueError(f"table_optimizer must be one of {', '.join(TABLE_OPTIMIZERS)}, got {table_optimizer!r}")
+    for store in model.embedding.modules():
+        if isinstance(store, Rows):
+            store.sparse = table_optimizer != "adamw"
     embedding = list(model.embedding.parameters())
     shared = {id(p) for p in embedding}
     others = [p for p in model.parameters() if id(p) not in shared]
     return [
         TABLE_OPTIMIZERS[table_optimizer](embedding, lr=table_lr),
-        torch.optim.Adam(others, lr=dense_lr),
+        *([torch.optim.Adam(others, lr=dense_lr)] if others else []),
     ]

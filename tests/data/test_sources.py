@@ -88,6 +88,46 @@ def test_movielens_reads_the_original_format(root):
     assert timed.meta["splits"]["train"] == [0, 800] and (timed.ids[timed.split("test"), 0] == 0).all()
 
 
+def last_actions(root, **options):
+    """Load ratings whose label, rating and time are known: person u rated film m at time m, backwards in the file."""
+    ratings = [f"{u}::{m}::{(u + m) % 5 + 1}::{1000 + m}" for u in range(READERS) for m in reversed(range(ITEMS))]
+    pin(root, "movielens-1m", "ml-1m", MOVIELENS | {"ratings.dat": ratings})
+    dataset = data.load("movielens-1m", split="last", features="user and movie", **options)
+    names = [sorted(map(str, range(n))) for n in (READERS, ITEMS)]  # id k is the k-th value in sorted order
+    rows = [(int(names[0][u - 1]), int(names[1][m - 1])) for u, m in dataset.ids.tolist()]
+    return dataset, {part: rows[dataset.split(part)] for part in ("train", "validation", "test")}
+
+
+def test_movielens_by_the_last_actions_of_everyone(root):
+    dataset, parts = last_actions(root, neutral="dropped")
+    assert dataset.feature_names == ["user", "movie"] and dataset.cardinalities == [READERS + 1, ITEMS + 1]
+    for u in range(READERS):
+        films = [m for m in range(ITEMS) if (u + m) % 5 != 2]  # without ratings of 3, in order of time
+        expected = {"train": films[:-3], "test": films[-3:-2], "validation": films[-2:]}
+        assert {part: sorted(m for v, m in rows if v == u) for part, rows in parts.items()} == expected
+    labels = dataset.labels[dataset.split("test")].tolist()
+    assert labels == [(u + m) % 5 >= 3 for u, m in parts["test"]]
+
+
+def test_sampled_negatives_are_films_of_others(root):
+    dataset, parts = last_actions(root, neutral="dropped", sampled_negatives=True)
+    assert {part: len(rows) for part, rows in parts.items()} == {"train": 1360, "validation": 160, "test": 80}
+    for part, rows in parts.items():
+        real, sampled = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+        assert [u for u, _ in real] == [u for u, _ in sampled]
+        assert dataset.labels[dataset.split(part)][len(real) :].sum() == 0
+    real, sampled = (
+        [row for rows in parts.values() for row in rows[i * len(rows) // 2 :][: len(rows) // 2]] for i in (0, 1)
+    )
+    assert sorted(m for _, m in real) == sorted(m for _, m in sampled) and real != sampled
+
+
+def test_negatives_are_sampled_from_ids_alone(root):
+    pin(root, "movielens-1m", "ml-1m", MOVIELENS)
+    with pytest.raises(UserError, match="needs split: last and features: user and movie"):
+        data.load("movielens-1m", sampled_negatives=True)
+
+
 def fetched(name: str, options: dict) -> data.Dataset:
     """Load a dataset through the data folder of the project, whose downloads are kept."""
     try:

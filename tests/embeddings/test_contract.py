@@ -1,5 +1,7 @@
 """The contract of `embeddings.base`, held against every method that is found."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from pocketrec.embeddings import Infeasible
 from pocketrec.embeddings.base import full_bytes
 from pocketrec.embeddings.stores import Rows
 from pocketrec.errors import UserError
-from pocketrec.optim import RowwiseAdagrad
+from pocketrec.optim import TABLE_OPTIMIZERS, RowwiseAdagrad, in_place
 
 CARDINALITIES = [1, 2, 7, 1009, 5000, 211]
 DIM = 16
@@ -281,3 +283,21 @@ def test_unknown_knob_is_named(method):
 def test_ratio_below_one_is_refused(method):
     with pytest.raises(UserError, match="ratio"):
         make(method, ratio=0.5)
+
+
+@pytest.mark.parametrize("table_optimizer", ["sgd", "adagrad"])
+def test_training_in_place_is_training_through_autograd(method, table_optimizer):
+    ids, target = draw_ids(batch=200), torch.randn(200, len(CARDINALITIES), 1)
+    trained = []
+    for update in (in_place, lambda *_: nullcontext()):
+        module = make(method).train()
+        optim = TABLE_OPTIMIZERS[table_optimizer](module.parameters(), lr=0.05)
+        with update(module, optim):
+            for step in range(1, 4):
+                optim.zero_grad()
+                (module(ids) - target).square().mean().mul(10).backward()
+                optim.step()
+                module.adapt(step, 10, optim)
+        trained.append(module.state_dict())
+    for name, value in trained[0].items():
+        torch.testing.assert_close(value, trained[1][name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from pocketrec import embeddings
-from pocketrec.embeddings import multiply_shift, robe
+from pocketrec.embeddings import robe
 from pocketrec.embeddings.base import generator
+from pocketrec.kernels import multiply_shift
 
 CARDINALITIES = [100, 5000, 3]
 
@@ -28,10 +29,31 @@ def dense(module):
 @pytest.mark.parametrize("block_size", [1, 8, 16, 32, 64])
 @pytest.mark.parametrize("hash", ["universal", "multiply_shift"])
 @pytest.mark.parametrize("sign", [False, True])
-def test_every_block_size_and_hash(block_size, hash, sign):
+@pytest.mark.parametrize("layout", ["independent", "paper"])
+def test_every_block_size_and_hash(block_size, hash, sign, layout):
     for ratio in (10, 4500):  # 72 floats: most blocks wrap
-        module = build(ratio, block_size=block_size, hash=hash, sign=sign)
+        module = build(ratio, block_size=block_size, hash=hash, sign=sign, layout=layout)
         assert torch.equal(module(IDS), dense(module))
+
+
+@pytest.mark.parametrize("hash", ["universal", "multiply_shift"])
+@pytest.mark.parametrize(("layout", "shared"), [("independent", (0, 0.1)), ("paper", (0.4, 1))])
+def test_ids_that_share_a_block_share_others_by_chance_alone(hash, layout, shared):
+    module = build(50, dim=32, block_size=1, hash=hash, layout=layout)
+    with torch.no_grad():
+        module.array.weight.copy_(torch.arange(module.config["size"]))
+    slots = module.materialize(1)  # [5000, 32]: where each element of each id lies
+    ones, others = (slots[:, 0].unsqueeze(1) == slots[:, 0]).triu(1).nonzero().T  # pairs that share the first
+    same = (slots[ones, 1:] == slots[others, 1:]).double().mean()
+    assert len(ones) > 1000 and shared[0] <= same <= shared[1]
+
+
+@pytest.mark.parametrize("hash", ["universal", "multiply_shift"])
+def test_signs_of_two_ids_differ_in_half_of_the_places(hash):
+    module = build(50, dim=64, block_size=1, hash=hash, sign=True)
+    torch.nn.init.ones_(module.array.weight)
+    products = module.materialize(0) @ module.materialize(0).T / 64  # of signs, 0 in the mean, 1/8 apart
+    assert products.fill_diagonal_(0).square().mean() < 2 / 64
 
 
 @pytest.mark.parametrize(("dim", "block"), [(1, 1), (13, 13), (16, 16), (48, 24), (64, 32), (96, 32), (128, 32)])

@@ -55,3 +55,11 @@ def test_a_dashboard_that_stops_says_so_and_the_page_still_builds(tmp_path):
     assert "division by zero" in (suite / "dashboards/dashboard_a.html").read_text()
     assert (suite / "dashboards/dashboard_b.html").exists()
     assert "stopped early" in report.index(suite).read_text()
+
+
+def test_a_suite_has_a_dashboard_of_its_own_which_copes_with_missing_cells(tmp_path):
+    shutil.copy(NOTEBOOKS / "cce_movielens.ipynb", tmp_path)
+    suite = records.write(tmp_path / "cce_movielens", records.suite(seeds=1), notebooks=False)
+    (page,) = report.dashboards(suite, notebooks=tmp_path, progress=False)
+    assert page.stem == "cce_movielens" and "81 not run" in page.read_text()
+    assert report.dashboards(records.write(tmp_path / "other", records.suite(seeds=1)), tmp_path, progress=False) == []

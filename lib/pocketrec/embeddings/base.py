@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketrec.embeddings.stores import Quantize, Rows, Stored, quantize_stores
+from pocketrec.kernels import gather
 
 FLOAT_BYTES = 4
 
@@ -161,14 +162,15 @@ class Embedding(nn.Module):
     def _checked(self, ids: Tensor) -> Tensor:
         if ids.ndim != 2 or ids.shape[1] != len(self.cardinalities):
             raise ValueError(f"ids must be [batch, {len(self.cardinalities)}], got {list(ids.shape)}")
-        ids = ids.long()
         if torch.compiler.is_compiling():
-            return ids
-        bad = (ids < 0) | (ids >= self.limits)
+            return ids.long()
         if ids.device.type == "cpu":
-            if bad.any():
+            ids, bad = gather.check_ids(ids, self.limits)
+            if bad >= 0:
                 self._raise_out_of_range(ids, bad)
             return ids
+        ids = ids.long()
+        bad = (ids < 0) | (ids >= self.limits)
         # a device is asked now and then, since every question waits for its queue; no foreign row meanwhile
         self._seen_bad = bad.any() if self._seen_bad is None else self._seen_bad | bad.any()
         self._calls += 1
@@ -181,8 +183,8 @@ class Embedding(nn.Module):
         if self._seen_bad is not None and bool(self._seen_bad):
             raise IndexError("an id outside its table was looked up since the last check")
 
-    def _raise_out_of_range(self, ids: Tensor, bad: Tensor) -> None:
-        row, feature = bad.nonzero()[0].tolist()
+    def _raise_out_of_range(self, ids: Tensor, position: int) -> None:
+        row, feature = divmod(position, ids.shape[1])
         raise IndexError(
             f"id {ids[row, feature].item()} of feature {feature} (row {row} of the batch) is outside its table "
             f"of {self.cardinalities[feature]} rows"

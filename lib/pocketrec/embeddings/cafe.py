@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocketrec.embeddings import universal_hash
 from pocketrec.embeddings.base import (
     FLOAT_BYTES,
     Embedding,
@@ -33,6 +32,7 @@ from pocketrec.embeddings.base import (
     uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored
+from pocketrec.kernels import universal_hash
 
 ENTRIES = 4  # of a bucket of the sketch
 
@@ -123,10 +123,8 @@ class Cafe(Embedding):
 
     def _shared(self, ids: Tensor, features: Tensor | slice) -> Tensor:
         """Return the shared row of ids, whose features broadcast against them."""
-        a, b = self.hashes[:, features]
-        hashed = universal_hash.add(universal_hash.multiply(a, ids, wide=max(self.cardinalities) >= 1 << 31), b)
-        rows = self.rows[features]
-        return torch.where(self.whole[features], ids, hashed % rows) + self.row_starts[features]
+        slots = universal_hash.slot(ids, *self.hashes[:, features], self.rows[features])
+        return torch.where(self.whole[features], ids, slots) + self.row_starts[features]
 
     @torch.no_grad()
     def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:

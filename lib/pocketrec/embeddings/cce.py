@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocketrec.embeddings import universal_hash
 from pocketrec.embeddings.base import (
     FLOAT_BYTES,
     Embedding,
@@ -33,6 +32,7 @@ from pocketrec.embeddings.base import (
     uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored
+from pocketrec.kernels import universal_hash
 
 MAP_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # int16 holds 0 to 65535 by its bits
 
@@ -104,7 +104,6 @@ class Cce(Embedding):
         shared = self._shared(self.cardinalities, dim, rows, columns)
         sizes = [columns * (2 * rows if t in shared else n) for t, n in enumerate(self.cardinalities)]
         self.table = Rows(sum(sizes), dim // columns)  # of a shared table: T_0 .. T_{c-1}, U_0 .. U_{c-1}
-        self.wide = max(self.cardinalities) >= 1 << 31
         self.constant("starts", offsets(sizes))
         self.constant("column", torch.arange(columns))
         self.constant("shared", torch.tensor(shared, dtype=torch.long))
@@ -128,11 +127,10 @@ class Cce(Embedding):
         x = ids.index_select(1, self.shared)
         index = index.index_copy(1, self.shared, self._codes(x + self.map_starts) + self.column * rows)
         a, b = self.hashes.index_select(0, self.rounds.long())[0]
-        hashed = universal_hash.multiply(a, x.unsqueeze(-1), wide=self.wide)
-        second = universal_hash.add(hashed, b) % rows + (columns + self.column) * rows
-        second = second + self.starts[self.shared].unsqueeze(-1)
-        pieces = self.table(index + self.starts.unsqueeze(-1))  # [batch, features, c, dim / c]
-        return pieces.index_add(1, self.shared, self.table(second)).flatten(2)
+        second = universal_hash.slots(x, a, b, torch.full_like(a, rows)) + (columns + self.column) * rows
+        index = torch.cat([index, second], 1) + torch.cat([self.starts, self.starts[self.shared]]).unsqueeze(-1)
+        first, second = self.table(index).split([ids.shape[1], x.shape[1]], 1)  # [batch, features, c, dim / c]
+        return first.index_add(1, self.shared, second).flatten(2)
 
     def _codes(self, entries: Tensor) -> Tensor:
         """Read the maps as int64, [...] -> [..., c]."""
@@ -140,9 +138,8 @@ class Cce(Embedding):
 
     def _hash(self, x: Tensor, table: int, round: int) -> Tensor:
         """Hash ids of one shared table, [n] -> [n, c] in [0, k)."""
-        a, b = self.hashes[round, :, table]
-        hashed = universal_hash.multiply(a, x.unsqueeze(-1), wide=self.wide)
-        return universal_hash.add(hashed, b) % self.config["rows"]
+        a, b = self.hashes[round, :, table].unsqueeze(1)
+        return universal_hash.slots(x.unsqueeze(1), a, b, torch.full_like(a, self.config["rows"])).squeeze(1)
 
     @torch.no_grad()
     def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:

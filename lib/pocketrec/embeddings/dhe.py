@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pocketrec.embeddings import multiply_shift
 from pocketrec.embeddings.base import Embedding, Infeasible, generator, megabytes, uniform_
 from pocketrec.embeddings.stores import Stored, Weights
 from pocketrec.embeddings.whole_tables import WholeTables, largest
+from pocketrec.kernels import multiply_shift
 
 ENOUGH_HIDDEN, MOST_HIDDEN = 16, 1024
 HASHES_PER_UNIT, MOST_HASHES = 16, 1024

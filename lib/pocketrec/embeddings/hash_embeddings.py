@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocketrec.embeddings import universal_hash
 from pocketrec.embeddings.base import (
     FLOAT_BYTES,
     Embedding,
@@ -31,6 +30,7 @@ from pocketrec.embeddings.base import (
 )
 from pocketrec.embeddings.stores import Narrow, Rows, Stored
 from pocketrec.embeddings.whole_tables import WholeTables
+from pocketrec.kernels import universal_hash
 
 IMPORTANCE = 0.1  # at which all weights start
 
@@ -112,10 +112,8 @@ class HashEmbeddings(Embedding):
             uniform_(table, 1 / sqrt(self.cardinalities[t]), draw)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        a, b = self.coefficients
         x = ids.index_select(1, self.hashed_at)  # [batch, hashed]
-        hashed = universal_hash.multiply(a, x.unsqueeze(-1), wide=max(self.cardinalities) >= 1 << 31)
-        slots = universal_hash.add(hashed, b) % self.sizes  # [batch, hashed, k + 1]
+        slots = universal_hash.slots(x, *self.coefficients, self.sizes)  # [batch, hashed, k + 1]
         rows = self.table(slots[..., :-1] + self.starts[:, :-1])  # [batch, hashed, k, dim]
         weights = self.importance(torch.where(self.own, x, slots[..., -1]) + self.starts[:, -1])
         return self.whole(ids, (weights.unsqueeze(-1) * rows).sum(2))

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocketrec.embeddings import universal_hash
 from pocketrec.embeddings.base import (
     FLOAT_BYTES,
     Embedding,
@@ -29,6 +28,7 @@ from pocketrec.embeddings.base import (
     uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored
+from pocketrec.kernels import universal_hash
 
 
 class Hashing(Embedding):
@@ -85,12 +85,11 @@ class Hashing(Embedding):
             uniform_(table, 1 / sqrt(n), draw)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        hashed = ids
         if self.config["hash"] == "universal":
-            a, b = self.hash_coefficients
-            wide = max(self.cardinalities) >= 1 << 31
-            hashed = universal_hash.add(universal_hash.multiply(a, ids, wide=wide), b)
-        slots = torch.where(self.whole, ids, hashed % self.rows)
+            slots = universal_hash.slot(ids, *self.hash_coefficients, self.rows)
+        else:
+            slots = ids % self.rows
+        slots = torch.where(self.whole, ids, slots)
         return self.table(slots + self.offsets)
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:

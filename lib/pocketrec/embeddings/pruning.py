@@ -1,17 +1,23 @@
-"""Magnitude pruning: train the full table, let go of its small elements step by step, serve what is left.
+"""Pruning: train the full table, let go of its small elements step by step, serve what is left.
 
-    e(t, x) = E_t[x] * (|E_t[x]| > cutoff)
+    learned:    e(t, x) = sign(E_t[x]) max(|E_t[x]| - tau_t, 0),   tau_t = c exp(s_t)
+    magnitude:  e(t, x) = E_t[x] * (|E_t[x]| > c)
     bytes = 6 k + b (ceil(N / floor(2^16 / dim)) + 1),   k elements kept of N dim, N = sum_t n_t
 
 They are served as compressed sparse rows, each of which holds floor(2^16 / dim) rows of the stacked tables, so that
 a column fits in two bytes: k values (4), k columns (2) and where each row begins (b = 4; 8 from 2^31 elements).
 k is a hard cap that fills the budget; where fewer are left the rest is padding.
 
-Deng et al., "DeepLight: Deep Lightweight Feature Interactions for Accelerating CTR Predictions in Ad Serving", WSDM
-2021, with the cubic schedule of Zhu & Gupta, "To prune, or not to prune", 2017: `prunings` times, evenly spaced
-over the first `until` of the training, all but the largest elements of all tables together are set to zero, down
-to k. A zero receives no gradient and stays one, so that no mask is kept; training is as large as the full table.
-What is evaluated or deployed before the schedule's end is cut to the k largest.
+`threshold: learned` after Liu et al., "Learnable Embedding Sizes for Recommender Systems" (PEP), ICLR 2021: the soft
+threshold of a table is trained with its elements, and a table that needs many pushes its own down. PEP stops once
+few enough elements are left; here the budget is met instead: `prunings` times, evenly spaced over the first `until`
+of the training, the common factor c is set so that k(t) elements pass, which falls to k on the cubic schedule of
+Zhu & Gupta, "To prune, or not to prune", 2017. `threshold: magnitude` is Deng et al., "DeepLight", WSDM 2021: on the
+same schedule all but the largest elements of all tables together become zero, receive no gradient and stay zero.
+It is the default: on 300,000 rows of bookcrossing, one seed, both reach the same validation AUC at 10x (.643 and
+.645), and learned thresholds stay behind at 100x (.636 against .640) and 1,000x (.602 against .614).
+
+Training is as large as the full table. What is evaluated or deployed before the schedule's end is cut to k elements.
 """
 
 from collections.abc import Sequence
@@ -32,7 +38,7 @@ from pocketrec.embeddings.base import (
     tensor_bytes,
     uniform_,
 )
-from pocketrec.embeddings.stores import Array, Rows, Stored
+from pocketrec.embeddings.stores import Array, Rows, Stored, Weights
 
 SPAN = 1 << 16  # elements that a column of two bytes tells apart
 
@@ -42,11 +48,18 @@ class Pruning(Embedding):
 
     name = "pruning"
     paper = "ICLR 2021"
-    knobs = {"until": 0.8, "prunings": 20}
+    knobs = {"threshold": "magnitude", "until": 0.8, "prunings": 20}
 
     @classmethod
     def solve(
-        cls, cardinalities: Sequence[int], dim: int, budget_bytes: float, *, until: float = 0.8, prunings: int = 20
+        cls,
+        cardinalities: Sequence[int],
+        dim: int,
+        budget_bytes: float,
+        *,
+        threshold: str = "magnitude",
+        until: float = 0.8,
+        prunings: int = 20,
     ) -> dict[str, Any]:
         """Fill what the row pointers leave of the budget."""
         pointers = _blocks(cardinalities, dim) + 1
@@ -59,7 +72,8 @@ class Pruning(Embedding):
                 f"pruning keeps {megabytes(FLOAT_BYTES * pointers)} of row pointers and at least one element, "
                 f"more than a {megabytes(budget_bytes)} budget"
             )
-        return {"keep": min(keep, dim * sum(cardinalities)), "until": until, "prunings": prunings}
+        keep = min(keep, dim * sum(cardinalities))
+        return {"keep": keep, "threshold": threshold, "until": until, "prunings": prunings}
 
     @classmethod
     def stored(cls, cardinalities: Sequence[int], dim: int, *, keep: int, **_: Any) -> dict[str, Stored]:
@@ -76,15 +90,22 @@ class Pruning(Embedding):
         *,
         seed: int,
         keep: int,
+        threshold: str = "magnitude",
         until: float = 0.8,
         prunings: int = 20,
     ) -> None:
-        super().__init__(cardinalities, dim, seed, keep=keep, until=until, prunings=prunings)
+        if threshold not in ("learned", "magnitude"):
+            raise ValueError(f"pruning: threshold must be 'learned' or 'magnitude', got {threshold!r}")
+        super().__init__(cardinalities, dim, seed, keep=keep, threshold=threshold, until=until, prunings=prunings)
         self.constant("starts", offsets(self.cardinalities))
         self.constant("column", torch.arange(dim))
         self.table = Rows(sum(self.cardinalities), dim)
+        if threshold == "learned":
+            self.exponent = Weights(len(self.cardinalities))  # s
+            nn.init.zeros_(self.exponent.weight)
+        self.register_buffer("factor", torch.zeros(()))  # c
         self.served = False
-        self._cut: tuple[Any, float] = (None, 0.0)
+        self._cut: tuple[Any, Tensor] = (None, self.factor)
         draw = generator(seed)
         for table in self.table.weight.data.split(self.cardinalities):
             uniform_(table, len(table) ** -0.5, draw)
@@ -92,8 +113,23 @@ class Pruning(Embedding):
     def lookup(self, ids: Tensor) -> Tensor:
         if self.served:
             return self._read(ids + self.starts)
-        rows = self.table(ids + self.starts)
-        return rows * (rows.detach().abs() > (0 if self.training else self._cutoff()))
+        return self._passed(self.table(ids + self.starts), self._thresholds().unsqueeze(1))
+
+    def _passed(self, rows: Tensor, threshold: Tensor) -> Tensor:
+        """Return what a threshold leaves of elements."""
+        if self.config["threshold"] == "learned":
+            return rows.sign() * (rows.abs() - threshold).relu()
+        return rows * (rows.detach().abs() > threshold)
+
+    def _thresholds(self) -> Tensor:
+        """Return the threshold of every table [features]; outside of training at most `keep` elements pass."""
+        return (self.factor if self.training else self._least_factor()) * self._scales()
+
+    def _scales(self) -> Tensor:
+        """Return exp(s) [features], or ones."""
+        if self.config["threshold"] == "learned":
+            return self.exponent().exp()
+        return torch.ones_like(self.limits, dtype=self.factor.dtype)
 
     def _read(self, row: Tensor) -> Tensor:
         """Read rows [batch, features] of the stacked tables from the sparse form -> [batch, features, dim]."""
@@ -115,13 +151,19 @@ class Pruning(Embedding):
         """Read columns as int64; int16 holds 0 to 65535 by its bits."""
         return self.columns[place].long() & (SPAN - 1)
 
-    def _cutoff(self) -> float:
-        """Return the magnitude above which at most `keep` elements lie, found anew when the table has changed."""
-        weight = self.table.weight
-        state = weight.data_ptr(), weight._version
-        if self._cut[0] != state:
-            self._cut = state, cutoff(weight.detach(), self.config["keep"])
+    @torch.no_grad()
+    def _least_factor(self) -> Tensor:
+        """Return the schedule's factor, or a larger one that at most `keep` elements pass."""
+        state = [(tensor.data_ptr(), tensor._version) for tensor in (*self.parameters(), self.factor)]
+        if self._cut[0] != state:  # found anew when something has changed
+            self._cut = state, torch.maximum(self.factor, self._factor(self.config["keep"]))
         return self._cut[1]
+
+    def _factor(self, keep: int) -> Tensor:
+        """Return the factor that at most `keep` elements pass."""
+        tables = self.table.weight.detach().split(self.cardinalities)
+        relative = torch.cat([(t.abs() / s).flatten() for t, s in zip(tables, self._scales().detach(), strict=True)])
+        return relative.new_tensor(cutoff(relative, keep))
 
     @torch.no_grad()
     def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
@@ -131,7 +173,10 @@ class Pruning(Embedding):
         if done > before:
             keep = self.config["keep"]
             keep += int((weight.numel() - keep) * (1 - done / prunings) ** 3)
-            weight *= weight.abs() > cutoff(weight, keep)
+            if self.config["threshold"] == "learned":
+                self.factor.copy_(self._factor(keep))
+            else:
+                weight *= weight.abs() > self._factor(keep)
 
     @torch.no_grad()
     def folded(self) -> Embedding:
@@ -139,10 +184,13 @@ class Pruning(Embedding):
             return deepcopy(self)
         keep, weight = self.config["keep"], self.table.weight
         per_block = SPAN // self.dim
-        row, column = (weight.abs() > self._cutoff()).nonzero()[:keep].unbind(1)
+        thresholds = (self._least_factor() * self._scales()).repeat_interleave(self.limits).unsqueeze(1)
+        weight = self._passed(weight, thresholds)
+        row, column = weight.nonzero()[:keep].unbind(1)
         count = torch.bincount(row // per_block, minlength=_blocks(self.cardinalities, self.dim))
         served = copy(self)
         served.served, served._modules, served._buffers = True, {}, dict(self._buffers)
+        del served._buffers["factor"]
         served.values = Array(keep)
         served.values.weight = nn.Parameter(weight.new_zeros(keep))
         served.values.weight[: len(row)] = weight[row, column]
@@ -162,7 +210,7 @@ class Pruning(Embedding):
         start = sum(self.cardinalities[:feature])
         if not self.served:
             table = self.table.weight[start : start + self.cardinalities[feature]][rows]
-            return table if self.training else torch.where(table.abs() > self._cutoff(), table, 0)
+            return self._passed(table, self._thresholds()[feature])
         per_block = SPAN // self.dim
         values = self.values(torch.arange(self.config["keep"], device=self.column.device))
         elements, pointers = {}, self.pointers.tolist()

@@ -17,7 +17,6 @@ from math import ceil, log, sqrt
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pocketrec.embeddings.base import FLOAT_BYTES, Infeasible, generator, megabytes, share_out, uniform_
 from pocketrec.embeddings.robe import Robe, largest_divisor
@@ -80,19 +79,12 @@ class Pss(Robe):
             cardinalities, dim, seed=seed, size=sum(sizes), block_size=block_size, sign=sign, init_scale=init_scale
         )
         self.config = {"sizes": list(sizes), "block_size": block_size, "sign": sign, "init_scale": init_scale}
-        self._windows(sizes)
+        whole = torch.tensor(sizes).eq(self.limits * dim)  # tables that keep a place for every id
+        self._windows(sizes, own=whole if len(sizes) > 1 else None)
         if len(sizes) > 1:
-            self.constant("whole", torch.tensor(sizes).eq(self.limits * dim).unsqueeze(1))
             draw = generator(seed)
             for part, n in zip(self.array.weight.data.split(self.sizes), self.cardinalities, strict=True):
                 uniform_(part, init_scale or 1 / sqrt(n), draw)
-
-    def _starts(self, ids: Tensor) -> Tensor:
-        hashed = super()._starts(ids)
-        if len(self.sizes) == 1:
-            return hashed
-        own = ids.unsqueeze(-1) * self.dim + torch.arange(0, self.dim, self.block_size, device=ids.device)
-        return torch.where(self.whole, own, hashed)
 
     def _start(self, feature: int, x: int, piece: int) -> int:
         if len(self.sizes) > 1 and self.sizes[feature] == self.cardinalities[feature] * self.dim:

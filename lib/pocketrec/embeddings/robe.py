@@ -1,7 +1,7 @@
 """ROBE-Z: all tables are windows into one circular array, placed by a hash, Z elements at a time.
 
     e(t, x)_i = g M[(h(t, x, i div Z) + i mod Z) mod |M|]
-    h(t, x, c) = ((A t + B x + C c + D) mod P) mod |M|,   g = 1, or +1/-1 by a second hash (`sign`)
+    h(t, x, c) = ((A t + B_c x + C c + D) mod P) mod |M|,   g = 1, or +1/-1 by a second hash (`sign`)
     bytes = 4 |M|
 
 Desai, Chou & Shrivastava, "Random Offset Block Embedding Array (ROBE) for CriteoTB benchmark MLPerf DLRM
@@ -11,6 +11,10 @@ default is the largest divisor of dim up to 32, the block of the authors' 10,000
 speed (two cache lines) and make two ids that collide share more. P = 2^61 - 1, exactly, or with
 `hash: multiply_shift` the high word of the sum modulo 2^64, which costs less and needs |M| <= 2^31.
 
+`layout: paper` has the paper's one B for all pieces: C c then moves the blocks of all ids alike, so that two ids that
+share one block share nearly all of them, as if whole rows were hashed, and their signs differ in all or in none. With
+a B_c for each piece, the default, they are shared independently. On MovieLens 1M (GMF, dim 32, Z = 8, 9.5 times
+smaller) that takes the AUC after eight epochs from 0.753 to 0.776; with a single block a row the two are the same.
 `layout: authors` is what their public code computes: x' = x + rows of all tables before, one start a block,
 
     h(x', c) = ((R3 x' + R2 c + R1) mod 2038074743) mod (|M| - Z + 1)
@@ -26,11 +30,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocketrec.embeddings import multiply_shift, universal_hash
 from pocketrec.embeddings.base import FLOAT_BYTES, Embedding, Infeasible, generator, megabytes, offsets, uniform_
 from pocketrec.embeddings.stores import Array, Stored
+from pocketrec.kernels import multiply_shift, robe, universal_hash
 
-AUTHORS_PRIME = 2038074743
 AUTHORS_R1, AUTHORS_R2, AUTHORS_R3 = 634329019, 1825252241, 871205356  # numpy's RandomState(1024).randint(0, prime)
 
 
@@ -39,7 +42,7 @@ class Robe(Embedding):
 
     name = "robe"
     paper = "MLSys 2022"
-    knobs = {"block_size": None, "hash": "universal", "layout": "paper", "sign": False, "init_scale": None}
+    knobs = {"block_size": None, "hash": "universal", "layout": "independent", "sign": False, "init_scale": None}
 
     @classmethod
     def solve(
@@ -50,7 +53,7 @@ class Robe(Embedding):
         *,
         block_size: int | None = None,
         hash: str = "universal",
-        layout: str = "paper",
+        layout: str = "independent",
         sign: bool = False,
         init_scale: float | None = None,
     ) -> dict[str, Any]:
@@ -81,7 +84,7 @@ class Robe(Embedding):
         size: int,
         block_size: int,
         hash: str = "universal",
-        layout: str = "paper",
+        layout: str = "independent",
         sign: bool = False,
         init_scale: float | None = None,
     ) -> None:
@@ -98,14 +101,14 @@ class Robe(Embedding):
         )
         if block_size < 1 or dim % block_size:
             raise ValueError(f"{self.name}: block_size must divide dim = {dim}, got {block_size}")
-        if hash not in ("universal", "multiply_shift") or layout not in ("paper", "authors"):
+        if hash not in ("universal", "multiply_shift") or layout not in ("independent", "paper", "authors"):
             raise ValueError(
-                f"{self.name}: hash must be 'universal' or 'multiply_shift' and layout 'paper' or 'authors', "
-                f"got {hash!r} and {layout!r}"
+                f"{self.name}: hash must be 'universal' or 'multiply_shift' and layout 'independent', 'paper' or "
+                f"'authors', got {hash!r} and {layout!r}"
             )
         if hash == "multiply_shift" and size > multiply_shift.MAX_SLOTS:
             raise ValueError(f"{self.name}: multiply_shift reaches 2^31 floats, not {size}: take hash: universal")
-        if layout == "authors" and (sign or hash != "universal" or sum(cardinalities) * AUTHORS_PRIME >= 1 << 63):
+        if layout == "authors" and (sign or hash != "universal" or sum(cardinalities) * robe.AUTHORS_PRIME >= 1 << 63):
             raise ValueError(f"{self.name}: layout: authors has a hash of its own, no sign, and room for 4.5e9 rows")
         self.block_size, self.hash, self.layout, self.sign = block_size, hash, layout, sign
         self.array = Array(size)
@@ -114,48 +117,47 @@ class Robe(Embedding):
         family = universal_hash if hash == "universal" else multiply_shift
         self.place = tuple(family.coefficients(draw, 4).tolist())  # A, B, C, D
         self.flip = tuple(family.coefficients(draw, 4).tolist())
-        self.constant("within_block", torch.arange(block_size))
-        self.constant("offsets", offsets(self.cardinalities))
+        if layout == "authors":
+            self.place = (AUTHORS_R3, AUTHORS_R3, AUTHORS_R2, AUTHORS_R1)
+        self._terms("place", dim // block_size, generator(seed, 2))
+        if sign:
+            self._terms("flip", dim, generator(seed, 3))
         self._windows([size])
 
-    def _windows(self, sizes: Sequence[int]) -> None:
-        """Say which part of the array serves a table: all of it, or the next `sizes[t]` floats."""
+    def _terms(self, name: str, pieces: int, draw: torch.Generator) -> None:
+        """Keep the terms of a hash: A t + D for each table, C c and the multiplier B_c for each piece."""
+        a, b, c, d = getattr(self, name)
+        family = universal_hash if self.hash == "universal" else multiply_shift
+        more = (
+            family.coefficients(draw, pieces - 1)
+            if self.layout == "independent"
+            else torch.tensor(b).expand(pieces - 1)
+        )
+        self.constant(f"{name}_multiplier", torch.cat([torch.tensor([b]), more]))
+        tables = offsets(self.cardinalities).tolist() if self.layout == "authors" else range(len(self.cardinalities))
+        self.constant(f"{name}_table", torch.tensor([self._reduced(a * t + d) for t in tables]))
+        self.constant(f"{name}_piece", torch.tensor([self._reduced(c * i) for i in range(pieces)]))
+
+    def _reduced(self, value: int) -> int:
+        if self.layout == "authors":
+            return value
+        return value % universal_hash.P if self.hash == "universal" else multiply_shift.signed(value)
+
+    def _windows(self, sizes: Sequence[int], own: Tensor | None = None) -> None:
+        """Say which part of the array serves a table: all of it, or the next `sizes[t]` floats; `own` as in kernels."""
         self.sizes = list(sizes)
-        self.constant("size", torch.tensor(sizes).unsqueeze(1))  # [1 or features, 1]
-        self.constant("base", offsets(sizes).unsqueeze(1))
+        self.constant("window_sizes", torch.tensor(sizes))  # [1 or features]
+        self.constant("window_bases", offsets(sizes))
+        self.constant("own", own)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        index = self._starts(ids).unsqueeze(-1) + self.within_block  # [batch, features, blocks, Z]
-        size, base = self.size.unsqueeze(-1), self.base.unsqueeze(-1)
-        index = torch.where(index >= size, index - size, index) + base
-        values = self.array(index).view(*ids.shape, self.dim)
-        if self.sign:
-            hashed = self._hash(self.flip, ids, self.dim)
-            bit = hashed & 1 if self.hash == "universal" else hashed >> 31
-            values = values * (2 * bit - 1)
-        return values
-
-    def _starts(self, ids: Tensor) -> Tensor:
-        """Return where each block starts in its window: [batch, features] -> [batch, features, blocks]."""
-        blocks = self.dim // self.block_size
-        if self.layout == "authors":
-            piece = ids.new_tensor([AUTHORS_R2 * c + AUTHORS_R1 for c in range(blocks)])
-            hashed = ((ids + self.offsets) * AUTHORS_R3).unsqueeze(-1) + piece
-            return hashed % AUTHORS_PRIME % (self.size - self.block_size + 1)
-        hashed = self._hash(self.place, ids, blocks)
-        return hashed % self.size if self.hash == "universal" else (hashed * self.size) >> 32
-
-    def _hash(self, coefficients: Sequence[int], ids: Tensor, pieces: int) -> Tensor:
-        """Hash (table, id, piece) into [0, P) or [0, 2^32): [batch, features] -> [batch, features, pieces]."""
-        a, b, c, d = coefficients
-        if self.hash == "multiply_shift":
-            table = ids.new_tensor([multiply_shift.signed(a * t + d) for t in range(ids.shape[1])])
-            piece = ids.new_tensor([multiply_shift.signed(c * i) for i in range(pieces)])
-            return multiply_shift.high_word((ids * b + table).unsqueeze(-1) + piece)
-        row = universal_hash.multiply(ids.new_tensor(b), ids, wide=max(self.cardinalities) >= 1 << 31)
-        table = ids.new_tensor([(a * t + d) % universal_hash.P for t in range(ids.shape[1])])
-        piece = ids.new_tensor([c * i % universal_hash.P for i in range(pieces)])
-        return universal_hash.add(universal_hash.add(row, table).unsqueeze(-1), piece)
+        kind = robe.HASHES.index("authors" if self.layout == "authors" else self.hash)
+        place = robe.Hash(self.place_table, self.place_piece, self.place_multiplier, kind)
+        where = robe.Windows(self.window_sizes, self.window_bases, self.block_size)
+        values = self.array.blocks(ids, place, where, self.own)
+        if not self.sign:
+            return values
+        return robe.flip(values, ids, self.flip_table, self.flip_piece, self.flip_multiplier, kind)
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         ids, width = self.feature_rows(feature, rows).tolist(), self.block_size
@@ -165,7 +167,7 @@ class Robe(Embedding):
         table = self.array.weight[slots].view(-1, self.dim)
         if self.sign:
             bit = 1 if self.hash == "universal" else 1 << 63
-            signs = [1 if self._mixed(self.flip, feature, x, i) & bit else -1 for x in ids for i in range(self.dim)]
+            signs = [1 if self._mixed("flip", feature, x, i) & bit else -1 for x in ids for i in range(self.dim)]
             table = table * table.new_tensor(signs).view_as(table)
         return table
 
@@ -173,13 +175,14 @@ class Robe(Embedding):
         size = self.sizes[feature % len(self.sizes)]
         if self.layout == "authors":
             row = sum(self.cardinalities[:feature]) + x
-            hashed = (row * AUTHORS_R3 + piece * AUTHORS_R2 + AUTHORS_R1) % AUTHORS_PRIME
+            hashed = (row * AUTHORS_R3 + piece * AUTHORS_R2 + AUTHORS_R1) % robe.AUTHORS_PRIME
             return hashed % (size - self.block_size + 1)
-        mixed = self._mixed(self.place, feature, x, piece)
+        mixed = self._mixed("place", feature, x, piece)
         return mixed % size if self.hash == "universal" else ((mixed >> 32) * size) >> 32
 
-    def _mixed(self, coefficients: Sequence[int], feature: int, x: int, piece: int) -> int:
-        a, b, c, d = coefficients
+    def _mixed(self, name: str, feature: int, x: int, piece: int) -> int:
+        a, _, c, d = getattr(self, name)
+        b = int(getattr(self, f"{name}_multiplier")[piece])
         modulus = universal_hash.P if self.hash == "universal" else 1 << 64
         return (a * feature + b * x + c * piece + d) % modulus
 

@@ -1,23 +1,30 @@
 """What methods are made of: stores of numbers that are read by row, by element, or whole.
 
 A method keeps its trained numbers in `Rows`, `Array` and `Weights`. That says how gradients arise, how large
-Adagrad's state is, and how each is quantised, so that no method has to: `quantized(store, bits)` is the twin
-of a store that keeps codes. Index maps and other integers are ordinary buffers of the method.
+Adagrad's state is, and how each is quantised, so that no method has to: `TWINS` names the store that keeps codes
+for each. Index maps and other integers are ordinary buffers of the method.
+
+With a `trainer`, an optimizer of `pocketrec.optim`, `Rows` and `Array` are trained where their gradient arises: the
+backward pass changes their numbers and no gradient is made. They are then read once a step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, prod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pocketrec.kernels import gather, quantized, robe, tensor_train
+
 Quantize = Literal["int8", "int4"]
 GROUP = 64  # neighbouring elements of an array that share a scale
 # torch's row-wise formats: codes, then scale and offset of the row as float32 (int8) or float16 (int4)
 CODE_BYTES = {"int8": 1.0, "int4": 0.5}
+BITS = {"int8": 8, "int4": 4}
 SCALE_BYTES = {"int8": 8, "int4": 4}
 
 
@@ -51,10 +58,16 @@ class Rows(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, width))
         self.sparse = True
+        self.trainer: Any = None
 
     def forward(self, index: Tensor) -> Tensor:
         """Read rows: int64 [...] -> [..., width]."""
-        return F.embedding(index, self.weight, sparse=self.sparse)
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            if self.trainer:
+                return _TrainedRows.apply(self.weight, index, self.trainer)
+            if self.sparse and not torch.compiler.is_compiling():
+                return F.embedding(index, self.weight, sparse=True)
+        return gather.rows(self.weight, index)
 
 
 class Narrow(Rows):
@@ -65,15 +78,22 @@ class Narrow(Rows):
 
 
 class Array(nn.Module):
-    """A flat array [size] of which any element may be read, by many readers; its gradient is dense."""
+    """A flat array [size] of which any element or block may be read, by many readers; its gradient is dense."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
+        self.trainer: Any = None
 
     def forward(self, index: Tensor) -> Tensor:
         """Read elements: int64 [...] -> [...]."""
         return self.weight.index_select(0, index.flatten()).view(index.shape)
+
+    def blocks(self, ids: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None = None) -> Tensor:
+        """Read the blocks at which ids [batch, features] are placed -> [batch, features, dim]."""
+        if self.trainer and torch.is_grad_enabled():
+            return _TrainedBlocks.apply(self.weight, ids, place, windows, own, self.trainer)
+        return robe.read_blocks(self.weight, ids, *place, *windows, own)[0]
 
 
 class Weights(nn.Module):
@@ -86,6 +106,81 @@ class Weights(nn.Module):
     def forward(self) -> Tensor:
         """Return the tensor."""
         return self.weight
+
+
+class _TrainedRows(torch.autograd.Function):
+    """Reads rows; its backward pass trains them."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, index: Tensor, trainer: Any) -> Tensor:
+        ctx.weight, ctx.index, ctx.trainer = weight, index, trainer
+        return gather.rows(weight, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+        ctx.trainer.train_rows(ctx.weight, ctx.index, gradient)
+        return None, None, None
+
+
+class _TrainedBlocks(torch.autograd.Function):
+    """Reads blocks; its backward pass trains them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        ids: Tensor,
+        place: robe.Hash,
+        windows: robe.Windows,
+        own: Tensor | None,
+        trainer: Any,
+    ) -> Tensor:
+        out, ctx.starts = robe.read_blocks(weight, ids, *place, *windows, own)
+        ctx.weight, ctx.windows, ctx.trainer = weight, windows, trainer
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+        ctx.trainer.train_blocks(ctx.weight, ctx.starts, gradient, ctx.windows)
+        return (None,) * 6
+
+
+def read_tensor_train(cores: Sequence[nn.Module], place: tensor_train.Place) -> Tensor:
+    """Read rows of tables that are products of slices of some `Rows`, or of their twins -> [*ids.shape, dim]."""
+    first = cores[0]
+    if not isinstance(first, Rows):
+        index = tensor_train.slices(place.ids, place.tables, place.radices).flatten(0, -2)
+        parts = [core(rows) for core, rows in zip(cores, index.unbind(1), strict=True)]
+        return tensor_train.chain(parts, place.factors)[-1].view(*place.ids.shape, prod(place.factors))
+    weights = [core.weight for core in cores]
+    own_backward = first.trainer or (first.sparse and not torch.compiler.is_compiling())
+    if own_backward and torch.is_grad_enabled() and first.weight.requires_grad:
+        return _TensorTrain.apply(place, first.trainer, *weights)
+    return tensor_train.multiply(weights, *place)
+
+
+class _TensorTrain(torch.autograd.Function):
+    """Reads rows of tensor trains; its backward pass trains the cores, or gives them sparse gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, place: tensor_train.Place, trainer: Any, *cores: Tensor) -> Tensor:
+        ctx.cores, ctx.place, ctx.trainer = cores, place, trainer
+        return tensor_train.multiply(cores, *place)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        cores, place = ctx.cores, ctx.place
+        if ctx.trainer:
+            ctx.trainer.train_tensor_train(cores, gradient, place)
+            return (None,) * (2 + len(cores))
+        index = tensor_train.slices(place.ids, place.tables, place.radices)[place.ids >= 0]
+        touched = [rows.unique() for rows in index.unbind(1)]
+        dense = tensor_train.gradients(gradient, cores, *place)
+        sparse = [
+            torch.sparse_coo_tensor(rows[None], whole[rows], whole.shape, is_coalesced=True, check_invariants=False)
+            for rows, whole in zip(touched, dense, strict=True)
+        ]
+        return None, None, *sparse
 
 
 class Packed(nn.Module):
@@ -107,16 +202,20 @@ class Packed(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         """Read rows as float32: int64 [k] -> [k, width]."""
-        return self.split(self.codes.index_select(0, index))
+        return quantized.unpacked_rows(self.codes, index, self.width, BITS[self.quantize])
 
-    def split(self, packed: Tensor) -> Tensor:
-        """Turn packed rows into floats."""
+    def elements(self, row: Tensor, column: Tensor) -> Tensor:
+        """Read single numbers as float32: int64 [k] and [k] -> [k]."""
+        scales = self.codes[:, -SCALE_BYTES[self.quantize] :].index_select(0, row)
+        scale, offset = scales.view(torch.float32 if self.quantize == "int8" else torch.float16).float().unbind(1)
         if self.quantize == "int8":
-            codes, scales = packed[:, :-8], packed[:, -8:].contiguous().view(torch.float32)
-        else:
-            pairs, scales = packed[:, :-4], packed[:, -4:].contiguous().view(torch.float16).float()
-            codes = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1)  # the low half holds the even column
-        return codes[:, : self.width] * scales[:, :1] + scales[:, 1:]
+            return self.codes[row, column] * scale + offset
+        pair = self.codes[row, column // 2]  # the low half holds the even column
+        return torch.where(column % 2 == 0, pair & 15, pair >> 4) * scale + offset
+
+    def whole(self) -> Tensor:
+        """Return all rows as float32."""
+        return quantized.unpacked(self.codes, self.width, BITS[self.quantize])
 
 
 class QuantizedRows(nn.Module):
@@ -141,8 +240,11 @@ class QuantizedArray(nn.Module):
     def forward(self, index: Tensor) -> Tensor:
         """Read elements: int64 [...] -> float32 [...]."""
         flat = index.flatten()
-        groups = self.packed(flat // GROUP)
-        return groups.gather(1, (flat % GROUP).unsqueeze(1)).view(index.shape)
+        return self.packed.elements(flat // GROUP, flat % GROUP).view(index.shape)
+
+    def blocks(self, ids: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None = None) -> Tensor:
+        """Read the blocks at which ids are placed, as `Array.blocks` does."""
+        return self(robe.elements(robe.starts(ids, place, windows, own), windows)).flatten(2)
 
 
 class QuantizedWeights(nn.Module):
@@ -155,7 +257,7 @@ class QuantizedWeights(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the tensor, float32."""
-        return self.packed.split(self.packed.codes).flatten()[: prod(self.shape)].view(self.shape)
+        return self.packed.whole().flatten()[: prod(self.shape)].view(self.shape)
 
 
 class QuantizedNarrow(QuantizedArray):

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from copy import copy, deepcopy
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
 from pocketrec.embeddings.base import Embedding
-from pocketrec.embeddings.stores import Quantize
+from pocketrec.models.base import Backbone
 
 
-class DLRM(nn.Module):
+class DLRM(Backbone):
     """Click model over `num_dense` numbers and the features that `embedding` embeds.
 
         z = [x, {<v_i, v_j>}_{i<j}],   x = bottom(dense),   v = (x, e_1, .., e_F),   logit = top(z)
@@ -32,6 +31,8 @@ class DLRM(nn.Module):
         seed: of the initial MLP weights, N(0, 2/(m+n)) with biases N(0, 1/m) as in DLRM's public code.
     """
 
+    name = "dlrm"
+
     def __init__(
         self,
         embedding: Embedding,
@@ -40,9 +41,7 @@ class DLRM(nn.Module):
         top_mlp: Sequence[int] = (512, 256),
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.embedding = embedding
-        self.shape = {"num_dense": num_dense, "bottom_mlp": list(bottom_mlp), "top_mlp": list(top_mlp)}
+        super().__init__(embedding, num_dense=num_dense, bottom_mlp=list(bottom_mlp), top_mlp=list(top_mlp))
         width = embedding.out_dim
         vectors = len(embedding.cardinalities) + (num_dense > 0)
         pairs = torch.tril_indices(vectors, vectors, -1)
@@ -66,16 +65,6 @@ class DLRM(nn.Module):
     def interact(self, vectors: Tensor) -> Tensor:
         """Return the dot products of all pairs, [batch, n, dim] -> [batch, n (n - 1) / 2]."""
         return (vectors @ vectors.mT).flatten(1).index_select(1, self.pairs)
-
-    def deploy(self, quantize: Quantize | None = None) -> DLRM:
-        """Return a copy with the embedding in its inference form, ready to predict."""
-        served = copy(self)
-        served._modules = self._modules | {"embedding": self.embedding.deploy(quantize)}
-        return deepcopy(served).eval().requires_grad_(False)
-
-    def dense_state(self) -> dict[str, Tensor]:
-        """Return the weights outside the embedding, by name."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith("embedding.")}
 
 
 def mlp(widths: Sequence[int], draw: torch.Generator, last: nn.Module) -> nn.Sequential:

@@ -35,7 +35,7 @@ def publish(suite_dir: str | Path, target: str | Path, question: str | None = No
             if (suite_dir / folder / name).exists():
                 shutil.copyfile(suite_dir / folder / name, new / folder / name)
     collect(new)
-    dashboards(new)
+    dashboards(new, suite=target.name)
     index(new, title=target.name, question=question)
     plots.auc_vs_ratio(results).savefig(new / "auc_vs_ratio.png", dpi=110)
     shutil.rmtree(target, ignore_errors=True)

@@ -12,13 +12,21 @@ def findings() -> Iterator[tuple[str, str, str]]:
     """Yield name, value and, where something is missing, a word of advice."""
     import torch
 
+    from pocketrec.kernels import gpu, native
+
     yield "python", platform.python_version(), ""
     yield "torch", torch.__version__, ""
     yield "cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads", ""
     if torch.cuda.is_available():
         yield "GPU", torch.cuda.get_device_name(), ""
+        missing = gpu.problem("gather")
+        yield "kernels on it", "missing" if missing else "Triton", f"{missing}: plain PyTorch serves" if missing else ""
     else:
         yield "GPU", "none", ""
+    for family in native.families():
+        missing = native.problem(family)
+        advice = f"{missing}: plain PyTorch serves, 3 to 25 times slower" if missing else ""
+        yield f"kernel {family}", "missing" if missing else "C++ for this processor", advice
     yield "parameters", str(paths.PARAMS), "" if paths.PARAMS.is_dir() else "not there: set POCKETREC_ROOT"
     yield "data", str(paths.DATA), "" if paths.DATA.is_dir() else "made by the first `pocketrec prepare`"
     free = shutil.disk_usage(paths.ROOT).free / 1e9

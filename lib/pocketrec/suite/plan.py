@@ -19,7 +19,17 @@ from pocketrec.suite.process import is_locked
 from pocketrec.suite.spec import AXES, Suite, Template, checked
 
 PACKAGE = Path(pocketrec.__file__).parent
-SHARED_CODE = ("embeddings/*.py", "models/*.py", "data/prepared.py", "training.py", "optim.py", "metrics.py")
+SHARED_CODE = (
+    "embeddings/*.py",
+    "kernels/*.py",
+    "kernels/csrc/*",
+    "kernels/gpu/*.py",
+    "models/*.py",
+    "data/prepared.py",
+    "training.py",
+    "optim.py",
+    "metrics.py",
+)
 TIMED_CODE = ("measure.py",)
 
 

@@ -133,7 +133,9 @@ class _Runner:
         elif run.source and not self._source_is_done(run):
             self._finish(run, None)
         elif run.problem:
-            self._finish(run, self._refuse(run))
+            self._finish(run, self._refuse(run, "failed", run.problem))
+        elif reason := _infeasible(run):
+            self._finish(run, self._refuse(run, "infeasible", reason))
         else:
             with process.locked(process.MACHINE_LOCK, shared=run.kind != "timed", give_up=self.stop.is_set) as machine:
                 self.listener.started(run)
@@ -158,11 +160,11 @@ class _Runner:
         found = record.read(run.folder.parent / Path(run.source).name)
         return found is not None and found["status"] == "done"
 
-    def _refuse(self, run: Run) -> dict[str, Any]:
-        """Write the record of a run that cannot start."""
+    def _refuse(self, run: Run, status: str, reason: str) -> dict[str, Any]:
+        """Write the record of a run that cannot start, or need not."""
         with _workplace(run) as folder:
-            (folder / "log.txt").write_text(run.problem + "\n", encoding="utf-8")
-            return self._publish(run, folder, {"status": "failed", "reason": run.problem}, record.now(), 0.0)
+            (folder / "log.txt").write_text(reason + "\n", encoding="utf-8")
+            return self._publish(run, folder, {"status": status, "reason": reason}, record.now(), 0.0)
 
     def _execute(self, run: Run, locks: tuple[int, ...]) -> dict[str, Any]:
         with _workplace(run) as folder:
@@ -220,6 +222,23 @@ class _Runner:
         write_json(folder / "record.json", found)
         _take_place(run, folder)
         return found
+
+
+def _infeasible(run: Run) -> str:
+    """Return why no instance of the method fits the run's budget: by arithmetic, so that no notebook is started."""
+    if not {"method", "ratio", "dim", "quantize", "knobs"} <= run.parameters.keys():
+        return ""  # another template, which may mean something else
+    from pocketrec import data, embeddings
+
+    method, ratio, dim, quantize, knobs = (run.parameters[n] for n in ("method", "ratio", "dim", "quantize", "knobs"))
+    cardinalities = data.load(run.data["name"], **run.options).cardinalities
+    try:
+        embeddings.solve(method, cardinalities, dim, ratio, None if quantize == "none" else quantize, **knobs)
+    except embeddings.Infeasible as reason:
+        return f"Infeasible: {reason}"
+    except Exception:
+        return ""  # the notebook shows it, with its cell
+    return ""
 
 
 def _wait(futures: Iterable[Future]) -> None:

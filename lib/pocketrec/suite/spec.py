@@ -25,8 +25,16 @@ RESERVED = {
     "run_dir": "the runner sets it",
     "score_test": "only runs of a `search` leave the test rows alone",
 }
-POSITIVE = ("dim", "batch_size", "epochs", "table_lr", "dense_lr", "threads", "repeats")
-CHOICES = {"quantize": ("none", "int8", "int4"), "keep": ("best", "last"), "table_optimizer": ("adagrad", "sgd")}
+POSITIVE = ("dim", "batch_size", "epochs", "evaluations", "table_lr", "dense_lr", "threads", "repeats")
+CHOICES = {
+    "quantize": ("none", "int8", "int4"),
+    "keep": ("best", "last"),
+    "model": ("dlrm", "gmf"),
+    "table_optimizer": ("adagrad", "sgd", "adamw"),
+    "schedule": ("constant", "plateau"),
+    "updates": ("fused", "autograd"),
+    "precision": ("float32", "bf16"),
+}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

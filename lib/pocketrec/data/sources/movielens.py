@@ -14,11 +14,28 @@ FEATURES = ["user", "movie", "gender", "age", "occupation", "zip", "genres", "ye
 
 @dataclass(frozen=True)
 class Options:
-    """`split`: 8:1:1 `random`, or by `time`, the earliest ratings first."""
+    """What a row is, and which part of the data it belongs to.
 
-    split: Literal["random", "time"] = "random"
+    * `split`: 8:1:1 `random`, or by `time`, the earliest ratings first; `last` keeps the last two ratings of every
+      person for validation and the one before them for test, a person's ratings of the same second in the order of
+      the file.
+    * `features`: `all` that is known, or the ids of `user and movie` alone.
+    * `neutral`: a rating of 3 is a `negative`, or `dropped`.
+    * `sampled_negatives`: adds to every row one of the same person and part, with another row's film and label 0: the
+      films of all rows, permuted.
+    """
+
+    split: Literal["random", "time", "last"] = "random"
     vocabulary: Vocabulary = "all"
     split_seed: int = 0
+    features: Literal["all", "user and movie"] = "all"
+    neutral: Literal["negative", "dropped"] = "negative"
+    sampled_negatives: bool = False
+
+    def __post_init__(self):
+        """Refuse to sample negatives for films whose genres and year would be the other film's."""
+        if self.sampled_negatives and (self.split != "last" or self.features == "all"):
+            raise ValueError("option 'sampled_negatives' needs split: last and features: user and movie")
 
 
 def rows(options: Options, inputs: Inputs) -> Rows:
@@ -27,18 +44,32 @@ def rows(options: Options, inputs: Inputs) -> Rows:
         ratings = _read(archive, "ratings.dat", ["user", "movie", "rating", "time"])
         movies = _read(archive, "movies.dat", ["movie", "title", "genres"])
         users = _read(archive, "users.dat", ["user", "gender", "age", "occupation", "zip"])
+    rating = pl.col("rating").cast(pl.UInt8)
+    ratings = ratings.with_columns(pl.col("time").cast(pl.Int64), label=rating >= 4)
+    if options.neutral == "dropped":
+        ratings = ratings.filter(rating != 3)
+    ratings = ratings.with_columns(split=_last())
+    if options.sampled_negatives:
+        films = pl.col("movie").shuffle(options.split_seed)
+        ratings = pl.concat([ratings, ratings.with_columns(films, label=pl.lit(False))])
     table = ratings.join(movies, on="movie", how="left", maintain_order="left")
     table = table.join(users, on="user", how="left", maintain_order="left")
-    year = pl.col("title").str.extract(r"\((\d{4})\)$")
+    splits = {"random": "random", "time": "time:time", "last": pl.col("split")}
     return encode(
-        table.with_columns(pl.col("time").cast(pl.Int64), year.alias("year")).lazy(),
-        label=pl.col("rating").cast(pl.UInt8) >= 4,
-        categorical=FEATURES,
+        table.with_columns(pl.col("title").str.extract(r"\((\d{4})\)$").alias("year")).lazy(),
+        label=pl.col("label"),
+        categorical=FEATURES if options.features == "all" else FEATURES[:2],
         vocabulary=options.vocabulary,
-        split="time:time" if options.split == "time" else "random",
+        split=splits[options.split],
         split_seed=options.split_seed,
         progress=inputs.progress,
     )
+
+
+def _last() -> pl.Expr:
+    """Return 1 (validation) for the last two ratings of a person, 2 (test) for the one before them, else 0."""
+    later = pl.len().over("user") - pl.col("time").rank("ordinal").over("user")
+    return pl.when(later < 2).then(1).when(later == 2).then(2).otherwise(0)
 
 
 def _read(archive: zipfile.ZipFile, name: str, columns: list[str]) -> pl.DataFrame:

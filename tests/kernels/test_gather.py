@@ -1,0 +1,141 @@
+"""Rows of a table: the C++ against plain PyTorch in float64, which is the specification."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pocketrec.kernels import gather, native
+
+pytestmark = pytest.mark.skipif(bool(native.problem("gather")), reason=native.problem("gather"))
+
+WIDTHS = [1, 2, 3, 4, 8, 15, 16, 17, 32, 64, 100, 128]
+EPSILON = torch.finfo(torch.float32).eps
+
+
+@st.composite
+def lookups(draw):
+    """A table, an index of any shape whose entries repeat, and a gradient."""
+    rows, width = draw(st.sampled_from([1, 2, 7, 1000])), draw(st.sampled_from(WIDTHS))
+    shape = draw(st.sampled_from([(0,), (1,), (5,), (700, 3), (4, 26), (9, 2, 4)]))
+    few = draw(st.integers(1, rows))
+    torch.set_num_threads(draw(st.sampled_from([1, 2, 5])))
+    seed = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    index = torch.randint(0, few, shape, generator=seed)
+    if index.numel():
+        index.view(-1)[-1] = rows - 1  # the last row
+    table = torch.randn(rows, width, generator=seed)
+    gradient = torch.randn(*shape, width, generator=seed)
+    return table, index.to(draw(st.sampled_from([torch.int32, torch.int64]))), gradient
+
+
+def bound(gradient):
+    """Rounding of a sum of that many float32 numbers of unit size."""
+    return 4 * EPSILON * max(1, gradient.numel() / gradient.shape[-1]) if gradient.numel() else EPSILON
+
+
+@given(lookups())
+@settings(deadline=None)
+def test_rows(lookup):
+    table, index, _ = lookup
+    assert torch.equal(gather.rows(table, index), table[index.long()])
+
+
+@given(lookups())
+@settings(deadline=None)
+def test_gradient(lookup):
+    table, index, gradient = lookup
+    exact = gather.sum_rows(gradient.double(), index, len(table))
+    torch.testing.assert_close(
+        gather.sum_rows(gradient, index, len(table)).double(), exact, rtol=1e-5, atol=bound(gradient)
+    )
+    leaf = table.clone().requires_grad_()
+    (through_autograd,) = torch.autograd.grad(gather.rows(leaf, index), leaf, gradient)
+    assert torch.equal(through_autograd, gather.sum_rows(gradient, index, len(table)))
+
+
+@given(lookups(), st.booleans())
+@settings(deadline=None)
+def test_training_in_place(lookup, adagrad):
+    table, index, gradient = lookup
+    total = torch.rand(len(table)) + 0.1 if adagrad else None
+    exact, exact_total = table.double(), total.double() if adagrad else None
+    gather.train_rows(exact, exact_total, index, gradient.double(), 0.1, 1e-8)
+    gather.train_rows(table, total, index, gradient, 0.1, 1e-8)
+    torch.testing.assert_close(table.double(), exact, rtol=1e-5, atol=bound(gradient))
+    if adagrad:
+        torch.testing.assert_close(total.double(), exact_total, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [5, 16])
+def test_the_same_bits_for_any_number_of_threads(width):
+    index, gradient = torch.randint(0, 300, (5000, 4)), torch.randn(5000, 4, width)
+    index[:2000] = 7  # one row, thousands of times
+    results = []
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        table, total, plain = torch.ones(300, width), torch.zeros(300), torch.ones(300, width)
+        gather.train_rows(table, total, index, gradient, 0.1, 1e-8)
+        gather.train_rows(plain, None, index, gradient, 0.1, 0.0)
+        results.append((gather.rows(table, index), total, plain))
+    for one, other in itertools.pairwise(results):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_numbers_arrive_bit_by_bit():
+    table = torch.tensor([[1e-42, -1e-45, float("inf"), float("-inf")], [float("nan"), 0.0, -0.0, 3.4e38]])
+    read = gather.rows(table, torch.tensor([1, 0, 1]))
+    assert read.numpy().tobytes() == table[[1, 0, 1]].numpy().tobytes()
+
+
+def test_what_is_not_contiguous_is_read_as_it_looks():
+    table, index = torch.randn(40, 32)[:, ::2], torch.randint(0, 40, (6, 20)).T
+    assert torch.equal(gather.rows(table, index), table[index])
+    gradient = torch.randn(16, 6, 20).permute(2, 1, 0)
+    trained, exact = torch.zeros(40, 16), torch.zeros(40, 16).double()
+    gather.train_rows(trained, None, index, gradient, 1.0, 0.0)
+    gather.train_rows(exact, None, index, gradient.double(), 1.0, 0.0)
+    torch.testing.assert_close(trained.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [-1, 50, 2**40, -(2**40)])
+def test_an_index_outside_raises_and_reads_nothing(wrong):
+    index = torch.zeros(3000, dtype=torch.long)
+    index[2999] = wrong
+    with pytest.raises(IndexError, match=f"{wrong} is outside a table of 50 rows"):
+        gather.rows(torch.zeros(50, 16), index)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_ids_are_checked_against_their_tables(dtype):
+    limits = torch.tensor([3, 2**31 - 1, 1])
+    ids = torch.tensor([[2, 2**31 - 2, 0], [0, 0, 0]], dtype=dtype)
+    wide, bad = gather.check_ids(ids, limits)
+    assert wide.dtype is torch.int64 and torch.equal(wide, ids.long()) and bad == -1
+    for position, wrong in ((5, 1), (2, -1), (0, 3)):
+        ids.view(-1)[position] = wrong
+        assert gather.check_ids(ids, limits)[1] == position  # the first of them
+        with native.off():
+            assert gather.check_ids(ids, limits)[1] == position
+
+
+def test_tables_past_two_billion_elements(tmp_path):
+    rows, width = 2**31 // 16 + 3, 16
+    # a file with a hole: nothing is kept of it but the pages that are written
+    table = torch.from_numpy(np.memmap(tmp_path / "table", np.float32, "w+", shape=(rows, width)))
+    index = torch.tensor([0, rows - 1, rows - 2, rows - 1])
+    gather.train_rows(table, None, index, -torch.ones(4, width), 1.0, 0.0)
+    assert gather.rows(table, index)[:, 0].tolist() == [1, 2, 1, 2]
+
+
+def test_operators_are_registered_as_torch_wants_them():
+    table, index = torch.randn(9, 4, requires_grad=True), torch.randint(0, 9, (3, 2))
+    torch.library.opcheck(gather.rows, (table, index))
+    torch.library.opcheck(gather.sum_rows, (torch.randn(3, 2, 4), index, 9))
+    for total in (None, torch.zeros(9)):
+        torch.library.opcheck(
+            gather.train_rows, (table.detach().clone(), total, index, torch.randn(3, 2, 4), 0.1, 1e-8)
+        )

@@ -1,0 +1,92 @@
+"""How the C++ comes to be: built once, shared, done without where it cannot be had."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketrec import embeddings
+from pocketrec.kernels import native
+
+HERE = Path(__file__).parent
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_without_a_compiler_everything_works_and_says_so(tmp_path):
+    code = (
+        "import torch\n"
+        "from pocketrec import embeddings\n"
+        "from pocketrec.kernels import native\n"
+        "module = embeddings.build('robe', cardinalities=[50, 900], dim=8, ratio=10, seed=0)\n"
+        "print(module(torch.tensor([[3, 4]])).flatten().tolist())\n"
+        "print(native.problem('robe'))\n"
+    )
+    shown = python(code, CXX="no-such-compiler", XDG_CACHE_HOME=str(tmp_path))
+    values, problem = shown.stdout.splitlines()
+    module = embeddings.build("robe", cardinalities=[50, 900], dim=8, ratio=10, seed=0)
+    assert eval(values) == module(torch.tensor([[3, 4]])).flatten().tolist()
+    assert problem == "no C++ compiler: no-such-compiler does not run (install g++)"
+
+
+def test_a_build_that_fails_leaves_a_working_package(tmp_path):
+    code = "from pocketrec.kernels import native; print(native.library('gather'), native.problem('gather'))"
+    shown = python(code, POCKETREC_CXXFLAGS="-no-such-flag", XDG_CACHE_HOME=str(tmp_path)).stdout
+    assert shown.startswith("None") and "no-such-flag" in shown
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.skipif(bool(native.problem("gather")), reason=native.problem("gather"))
+def test_built_once_and_kept(tmp_path):
+    code = "from pocketrec.kernels import native; assert native.library('gather')"
+    for _ in range(2):
+        assert python(code, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
+    (built,) = tmp_path.rglob("*.so")
+    assert built.name.startswith("gather-")
+
+
+def test_switched_off():
+    with native.off():
+        assert native.library("gather") is None and "switched off" in native.problem("gather")
+
+
+@pytest.mark.skipif(bool(native.problem("gather")), reason=native.problem("gather"))
+@pytest.mark.parametrize("method", ["full", "hashing", "robe"])
+def test_compiled_and_exported(method, tmp_path):
+    cardinalities, ids = [50, 900], torch.randint(0, 50, (7, 2))
+    module = embeddings.build(method, cardinalities=cardinalities, dim=8, ratio=1 if method == "full" else 10, seed=0)
+    served = module.deploy()
+    assert torch.equal(torch.export.export(served, (ids,)).module()(ids), served(ids))
+    compiled = torch.compile(served, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(ids), served(ids))
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(tmp_path):
+    """The same tests with a build that watches addresses and undefined behaviour."""
+    # the C++ library too, or the sanitizer would not find what throws exceptions
+    names = ("libasan.so", "libstdc++.so")
+    found = [subprocess.run(["g++", f"-print-file-name={n}"], capture_output=True, text=True).stdout for n in names]
+    libraries = [line.strip() for line in found]
+    if not all(Path(library).is_absolute() for library in libraries):
+        pytest.skip("g++ or its address sanitizer is not there")
+    environment = {
+        "POCKETREC_CXXFLAGS": "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g",
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
+    tests = [
+        str(file) for file in sorted(HERE.glob("test_*.py")) if file.name not in ("test_native.py", "test_triton.py")
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not registered", *tests]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "skipped" not in done.stdout.splitlines()[-1]

@@ -1,0 +1,38 @@
+"""Slots by universal hashing: the C++ and plain PyTorch against Python's integers."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pocketrec.kernels import native, universal_hash
+from pocketrec.kernels.universal_hash import P
+
+
+@pytest.mark.parametrize("path", ["C++", "plain"])
+@given(
+    ids=st.lists(st.integers(0, 2**62 - 1), min_size=1, max_size=5),
+    a=st.integers(1, P - 1),
+    b=st.integers(0, P - 1),
+    size=st.sampled_from([1, 2, 3, 1000, 2**31 - 1, 2**31, 2**40 + 7, P]),
+)
+@settings(deadline=None)
+def test_slots_are_exact(path, ids, a, b, size):
+    if path == "C++" and native.problem("universal_hash"):
+        pytest.skip(native.problem("universal_hash"))
+    coefficients = (torch.tensor([[a, 1], [P - 1, a]]), torch.tensor([[b, 0], [P - 1, b]]), torch.full((2, 2), size))
+    exact = [
+        [[(m * x + n) % P % size for m, n in pair] for pair in (((a, b), (1, 0)), ((P - 1, P - 1), (a, b)))]
+        for x in ids
+    ]
+    pairs = torch.tensor(ids).unsqueeze(1).expand(-1, 2)
+    if path == "plain":
+        with native.off():
+            assert universal_hash.slots(pairs, *coefficients).tolist() == exact
+    else:
+        assert universal_hash.slots(pairs, *coefficients).tolist() == exact
+
+
+def test_operator_is_registered_as_torch_wants_it():
+    terms = universal_hash.coefficients(torch.Generator().manual_seed(0), 2, 3, 2)
+    torch.library.opcheck(universal_hash.slots, (torch.randint(0, 9, (4, 3)), *terms, torch.full((3, 2), 7)))
