@@ -203,6 +203,17 @@ def test_little_to_show(visit, tmp_path, found):
     assert Axe().run(shown.page).violations_count == 0
 
 
+def test_published_scores_are_lines(visit, tmp_path, monkeypatch):
+    monkeypatch.setattr("pocketrec.paths.PARAMS", tmp_path)
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published/mine.yaml").write_text(
+        "title: A grid\nsource: a paper\nbudgets: [5]\nrows: 100\nmethods: {full: [0.8], robe: [0.71]}\n"
+    )
+    shown = visit(path=report.index(records.write(tmp_path / "mine", [records.quality("robe", "planted", 10, 0)])))
+    assert "robe, published" in shown.texts("#learning-picture text")
+    assert "full, published" not in shown.texts("#learning-picture text")  # it has not run
+
+
 def test_only_a_search_so_far(visit, tmp_path):
     found = [records.quality("robe", "planted", 10, 0, kind="search", run="robe/planted/r10-search-table_lr0.1")]
     page = visit(path=report.index(records.write(tmp_path, found))).page

@@ -12,7 +12,9 @@ from pocketrec.errors import UserError
 
 def test_published_results_stand_alone(tmp_path, monkeypatch):
     built = []
-    monkeypatch.setattr("pocketrec.report.publishing.dashboards", built.append)  # has tests of its own
+    monkeypatch.setattr(
+        "pocketrec.report.publishing.dashboards", lambda *given, **_: built.append(given)
+    )  # has tests of its own
     suite = tmp_path / "quick"
     records.write(suite, records.suite())
     (suite / "runs/robe/planted/r10-s0/embedding.safetensors").write_bytes(b"large")

@@ -124,13 +124,19 @@ def test_without_a_full_table_the_loss_is_against_the_best_cell(tmp_path):
     assert other["auc_loss"][0] == pytest.approx(best["auc"][0] - other["auc"][0], rel=1e-4)
 
 
-def test_published_figures_are_lines(tmp_path, monkeypatch):
+def test_published_scores_stand_beside_the_cells_of_their_suite(tmp_path, monkeypatch):
     monkeypatch.setattr("pocketrec.paths.PARAMS", tmp_path)
     (tmp_path / "published").mkdir()
-    (tmp_path / "published/planted.yaml").write_text("figures:\n  - {label: A paper, auc: 0.75, source: Table 2}\n")
-    records.write(tmp_path / "one", [records.quality("robe", "planted", 10, 0)])
-    page = Page(report.index(tmp_path / "one"))
-    assert page.data["datasets"]["planted"]["published"][0]["label"] == "A paper"
+    (tmp_path / "published/mine.yaml").write_text(
+        "title: A grid\nsource: a paper\nbudgets: [5]\nrows: 100\nmethods: {full: [0.8], robe: [0.75]}\n"
+    )
+    records.write(tmp_path / "mine", [records.quality("robe", "planted", 10, 0)])
+    page = Page(report.index(tmp_path / "mine"))
+    assert page.data["published"] == [
+        {"method": "full", "ratio": 1, "auc": 0.8},
+        {"method": "robe", "ratio": 10, "auc": 0.75},
+    ]
+    assert Page(report.index(tmp_path / "mine", title="other")).data["published"] == []
 
 
 def test_a_reason_cannot_end_the_script(tmp_path):
@@ -187,7 +193,7 @@ def test_five_thousand_records_take_seconds(tmp_path):
     found = [records.quality(*cell) for cell in grid]
     results = tidy(found)
     start = time.monotonic()
-    text = json.dumps(contents.contents(tmp_path, found, results), allow_nan=False)
+    text = json.dumps(contents.contents(tmp_path, "quick", found, results), allow_nan=False)
     assert time.monotonic() - start < 60  # three seconds on an idle core
     assert len(text) < 3_000_000
 

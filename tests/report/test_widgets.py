@@ -37,8 +37,17 @@ def test_choosing_a_dataset_offers_its_methods_and_cells(tmp_path):
     assert (methods.value, [name for name, _ in cell.options]) == (("hashing",), ["hashing 100×"])
     dataset.value = "planted"
     assert (methods.value, [name for name, _ in cell.options]) == (("robe",), ["robe 10×"])
+    assert cell.value == ("planted", "robe", "", 10.0)
     methods.value = ()
-    assert cell.options == ()
+    assert (cell.options, cell.value) == ((), None)
+
+
+def test_a_dataset_with_the_same_methods_changes_the_cell(suite):
+    box = report.explore(suite)
+    (dataset, _), (*_, cell) = (column.children for column in box.children[0].children)
+    assert cell.value == ("bookcrossing", "full", "", 1.0)
+    dataset.value = "planted"
+    assert cell.value == ("planted", "full", "", 1.0)
 
 
 def test_the_notebook_runs(suite, tmp_path):

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from pocketrec import paths
-from pocketrec.files import read_yaml
+from pocketrec.report import published
 from pocketrec.report.columns import CELL, METRICS, Metric
 from pocketrec.report.plots import look
 from pocketrec.report.results import cells_of_runs, curves, speed
@@ -21,7 +21,7 @@ FILES = {"notebook": ("run.html", "run.ipynb"), "record": ("record.json",), "log
 POINTS = 50  # of a learning curve; more are not seen
 
 
-def contents(suite_dir: Path, found: list[dict[str, Any]], results: pd.DataFrame) -> dict[str, Any]:
+def contents(suite_dir: Path, name: str, found: list[dict[str, Any]], results: pd.DataFrame) -> dict[str, Any]:
     """Return everything the page shows of a suite's records; what is missing is None.
 
     A cell's `values` are `[mean, half of the 95 % interval]`. Its AUC loss is against the full table with the
@@ -34,7 +34,8 @@ def contents(suite_dir: Path, found: list[dict[str, Any]], results: pd.DataFrame
     return {
         "metrics": {metric.name: _metric(metric) for metric in shown},
         "methods": {method: look(method) for method in sorted({record["method"] for record in found})},
-        "datasets": {dataset: _lines(dataset, rows) for dataset, rows in cells.groupby("dataset")},
+        "datasets": {dataset: _lines(rows) for dataset, rows in cells.groupby("dataset")},
+        "published": _published(name),
         "machines": list(dict.fromkeys(machines.values())),
         "cells": _cells(cells, results, curves(found), speed(found), machines),
         "runs": _runs(suite_dir, found, places),
@@ -52,17 +53,25 @@ def _metric(metric: Metric) -> dict[str, Any]:
     }
 
 
-def _lines(dataset: str, cells: pd.DataFrame) -> dict[str, Any]:
-    """Return what stands as a line across a dataset's pictures: full table, best reachable, published."""
+def _published(name: str) -> list[dict[str, Any]]:
+    """Return the validation AUC that others published for the cells of a suite of that name, none without a file."""
+    if not (paths.PARAMS / "published" / f"{name}.yaml").exists():
+        return []
+    table = published.load(name).dropna(subset="theirs")
+    table["ratio_requested"] = table["ratio_requested"].mask(table["method"] == "full", 1)
+    shown = table[["method", "ratio_requested", "theirs"]].drop_duplicates()
+    return [{"method": method, "ratio": _number(ratio), "auc": auc} for method, ratio, auc in shown.to_numpy()]
+
+
+def _lines(cells: pd.DataFrame) -> dict[str, Any]:
+    """Return what stands as a line across a dataset's pictures: full table and best reachable."""
     full = cells[cells["method"] == "full"].nlargest(1, "auc")
     best = cells["auc"].max()
-    file = paths.PARAMS / "published" / f"{dataset}.yaml"
     return {
         "full": [_number(full["auc"].iloc[0]), _number(full["auc_ci"].iloc[0])] if len(full) else None,
         "reference": _number(full["auc"].iloc[0] if len(full) else best),
         "against": "full table" if len(full) else "best cell",
         "ceiling": _number(cells["bayes_auc"].mean()),
-        "published": read_yaml(file)["figures"] if file.exists() else [],
     }
 
 

@@ -26,17 +26,18 @@ def explore(path: str | Path) -> widgets.VBox:
     y = widgets.Dropdown(options=AXES, value="auc", description="upward")
     cell = widgets.Dropdown(description="cell")
 
+    def offer_cells(_: object = None) -> None:
+        cell.options = options(chosen(runs, dataset.value, methods.value))
+        cell.value = cell.options[0][1] if cell.options else None
+
     def offer_methods(_: object = None) -> None:
         methods.options = sorted(runs.loc[runs["dataset"] == dataset.value, "method"].unique())
         methods.value = methods.options
+        offer_cells()  # two datasets with the same methods change nothing above
 
-    def offer_cells(_: object = None) -> None:
-        cell.options = options(chosen(runs, dataset.value, methods.value))
-
-    dataset.observe(offer_methods, "value")
     methods.observe(offer_cells, "value")
+    dataset.observe(offer_methods, "value")
     offer_methods()
-    offer_cells()
 
     def picture(x: str, y: str, dataset: str, methods: tuple[str, ...]) -> None:
         display(plots.against(chosen(runs, dataset, methods), x, y))

@@ -106,13 +106,13 @@ function beats(a, b, x) {
 const front = (cells, x) =>
   cells.filter((cell) => !cells.some((other) => beats(other, cell, x))).sort((a, b) => number(a, x) - number(b, x));
 
-/** The full table, the best reachable and published scores, where they are known, each `at` its place on an axis of AUC. */
+/** The full table and the best reachable score, where they are known, each `at` its place on an axis of AUC. */
 function linesAcross(place, metric) {
-  const { against, reference, ceiling, published } = data.datasets[state.dataset];
+  const { against, reference, ceiling } = data.datasets[state.dataset];
   const line = (auc, text, kind) => ({ at: place(auc), text, kind, note: shown(metric, place(auc)) });
   const known = reference == null ? [] : [line(reference, against, "")];
   if (ceiling != null) known.push(line(ceiling, "best reachable", "dashed"));
-  return [...known, ...published.map((figure) => line(figure.auc, figure.label, "dotted"))];
+  return known;
 }
 
 function pareto(id, x, limit) {
@@ -222,6 +222,20 @@ function answer() {
 
 // --- learning curves ---
 
+/** What others published as the validation AUC of the cells shown. */
+function published(cells) {
+  const theirs = (cell) =>
+    data.published.filter(({ method, ratio }) => method === cell.method && Math.abs(ratio / cell.ratio - 1) < 1e-4);
+  return cells.flatMap((cell) =>
+    theirs(cell).map(({ auc }) => ({
+      at: auc,
+      text: `${cell.label}, published`,
+      kind: "dotted",
+      note: shown(METRICS.auc, auc),
+    })),
+  );
+}
+
 function learning() {
   const cells = visible().filter(
     (cell) => cell.curve && (cell.method === "full" || cell.ratio === Number(state.ratio)),
@@ -244,7 +258,7 @@ function learning() {
       const edge = (cell, sign) => cell.curve.auc.map((mean, at) => mean + sign * (cell.curve.half[at] ?? 0));
       const sx = scale([0, ...xs], [area.left, area.right], { room: 0.02 });
       const edges = cells.flatMap((cell) => [...edge(cell, 1), ...edge(cell, -1)]);
-      const limits = linesAcross((auc) => auc, METRICS.auc).filter((line) => line.kind);
+      const limits = [...linesAcross((auc) => auc, METRICS.auc).filter((line) => line.kind), ...published(cells)];
       const sy = scale([...edges, ...near(limits, edges).map((line) => line.at)], [area.bottom, area.top]);
       let drawn = axes(area, sx, sy, over, "Validation AUC, mean and 95 % band");
       drawn += across(area, sy, limits)[0];
