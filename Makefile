@@ -17,7 +17,7 @@ FILTERS = $(if $(METHOD),--method $(METHOD)) $(if $(DATASET),--dataset $(DATASET
 EXECUTION = $(if $(JOBS),--jobs $(JOBS)) $(if $(EXECUTOR),--executor $(EXECUTOR))
 
 .DEFAULT_GOAL = help
-.PHONY: help all plan run retry status dashboards index compare lab bench prepare test test-all lint clean setup
+.PHONY: help all plan run retry status dashboards index compare bundle lab bench prepare test test-all lint clean setup
 
 help: ## show this help
 	@echo "make TARGET [SUITE=quick] [METHOD=] [DATASET=] [RATIO=] [SEED=] [JOBS=] [EXECUTOR=]"
@@ -46,7 +46,10 @@ dashboards: $(READY) ## execute the dashboard notebooks over the results
 index: $(READY) ## build results/SUITE/index.html from the records
 	@$(BIN)/pocketrec index $(SUITE)
 
-compare: $(READY) ## compare two results folders: A=results/quick B=../other/results/quick
+bundle: $(READY) ## write results/SUITE.zip to send: page, notebooks, records, environment
+	@$(BIN)/pocketrec bundle $(SUITE)
+
+compare: $(READY) ## compare two folders or bundles of results: A=results/quick B=colleague.zip
 	@$(BIN)/pocketrec compare $(COMPARED)
 
 lab: $(READY) ## open JupyterLab on the notebooks (localhost only, with its own token)
@@ -84,6 +87,6 @@ build-environment:
 	  echo "setting up $(VENV) (once, a minute or two)"; \
 	  { [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { \
 	    echo "error: '$(PYTHON) -m venv' failed; on Debian: apt-get install python3-venv" >&2; exit 1; }; } && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev]" && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev,gpu]" && \
 	  touch $(READY); \
 	fi

@@ -1,11 +1,15 @@
 """Notebooks are thin and stripped, and run as they stand."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
+from click.testing import CliRunner
+from papermill.cli import papermill as papermill_command
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -49,3 +53,22 @@ def test_train_runs_with_its_defaults(tmp_path):
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [output for output in outputs if output.get("name") == "stderr" and "Warning" in output["text"]]
     assert [p.name for p in tmp_path.iterdir()] == ["out.ipynb"]  # opened by hand, it keeps nothing
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_papermill_explains_it(path):
+    (parameters,) = [cell for cell in cells(path) if is_parameters(cell)]
+    shown = CliRunner().invoke(papermill_command, ["--help-notebook", str(path)])
+    assert shown.exit_code == 0
+    assert "Unknown type" not in shown.output
+    assert all(f"  {line.split(':')[0]}: " in shown.output for line in parameters.source.splitlines())
+
+
+@pytest.mark.slow
+def test_plain_papermill_runs_it(tmp_path):
+    command = [sys.executable, "-m", "papermill", ROOT / "notebooks/train.ipynb", "out.ipynb"]
+    tiny = ["-y", "dataset_options: {rows: 4000, scale: 0.0001}"]
+    subprocess.run([*command, "-p", "method", "robe", "-p", "ratio", "1000", *tiny], cwd=tmp_path, check=True)
+    text = (tmp_path / "out.ipynb").read_text()
+    assert 'method = \\"robe\\"' in text
+    assert "ratio = 1000" in text

@@ -138,3 +138,25 @@ def test_a_deployed_model_leaves_the_trained_one_as_it_was(tiny):
     assert not torch.equal(exact, coarse) and (exact - coarse).abs().max() < 0.1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters()) and not any(p.requires_grad for p in served.parameters())
+
+
+def test_lower_precision_gives_the_same_scores_to_its_rounding(tiny):
+    scores = []
+    for precision in ("float32", "bf16"):
+        model = build(tiny)
+        fit(model, tiny, batch_size=256, precision=precision)
+        assert all(p.dtype is torch.float32 for p in model.parameters())
+        scores.append(evaluate(model.deploy(), tiny, test=False)[0]["validation"]["auc"])
+    assert scores[0] == pytest.approx(scores[1], abs=0.01) and scores[0] != scores[1]
+    with pytest.raises(ValueError, match="precision must be"):
+        fit(model, tiny, precision="bf17")
+
+
+def test_updates_in_place_and_through_autograd_agree(tiny):
+    losses = []
+    for updates in ("fused", "autograd"):
+        history = fit(build(tiny), tiny, batch_size=256, updates=updates, keep="last")
+        losses.append([point["train_loss"] for point in history.curve])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    with pytest.raises(ValueError, match="updates must be"):
+        fit(build(tiny), tiny, updates="fuse")

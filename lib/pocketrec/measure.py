@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from pocketrec import embeddings
 from pocketrec.data import Batch, Dataset
-from pocketrec.optim import RowwiseAdagrad
 
 # no cache keeps the rows of this many different batches of a table larger than itself
 ROTATED_BATCHES = 64
@@ -97,47 +96,6 @@ def _percentiles(times: np.ndarray) -> dict[str, float]:
     return {"p50_ms": float(p50), "p95_ms": float(p95), "p99_ms": float(p99)}
 
 
-def bench(
-    cardinalities: Sequence[int],
-    *,
-    dim: int = 16,
-    ratio: float = 100,
-    batch_sizes: Sequence[int] = (1, 64, 2048),
-    repeats: int = 50,
-) -> pd.DataFrame:
-    """Time lookup and training step of every feasible method beside `nn.EmbeddingBag`, one a feature.
-
-    Ids are Zipf-distributed. Columns: method, batch, lookup_ms, step_ms (forward, backward, row-wise
-    Adagrad; SGD for the bags), lookup_speedup and step_speedup (bags over method, same run).
-    """
-    rival = f"{len(cardinalities)} x EmbeddingBag"
-    modules: dict[str, nn.Module] = {rival: _Bags(cardinalities, dim)}
-    for name in embeddings.available():
-        try:
-            modules[name] = embeddings.build(
-                name, cardinalities=cardinalities, dim=dim, ratio=1 if name == "full" else ratio
-            )
-        except embeddings.Infeasible:
-            continue
-    rows = []
-    for size in batch_sizes:
-        batches = zipf_ids(cardinalities, ROTATED_BATCHES * size).split(size)
-        lookup = interleave({n: _forward(m, batches) for n, m in modules.items()}, repeats)
-        step = interleave({n: _step(m, batches, dim) for n, m in modules.items()}, repeats)
-        rows += [
-            {
-                "method": name,
-                "batch": size,
-                "lookup_ms": float(np.median(lookup[name])),
-                "step_ms": float(np.median(step[name])),
-                "lookup_speedup": float(np.median(lookup[rival]) / np.median(lookup[name])),
-                "step_speedup": float(np.median(step[rival]) / np.median(step[name])),
-            }
-            for name in modules
-        ]
-    return pd.DataFrame(rows)
-
-
 def zipf_ids(cardinalities: Sequence[int], rows: int, exponent: float = 1.05, seed: int = 0) -> Tensor:
     """Draw ids int64 [rows, features], id k with probability about k^-exponent (inverse of the continuous law)."""
     draw = torch.Generator().manual_seed(seed)
@@ -146,36 +104,6 @@ def zipf_ids(cardinalities: Sequence[int], rows: int, exponent: float = 1.05, se
     power = 1 - exponent
     rank = ((((n + 1) ** power - 1) * u + 1) ** (1 / power)).long() - 1
     return rank.clamp(min=0).minimum(n.long() - 1)
-
-
-class _Bags(nn.Module):
-    """The usual way: one sparse `nn.EmbeddingBag` a feature."""
-
-    def __init__(self, cardinalities: Sequence[int], dim: int) -> None:
-        super().__init__()
-        self.bags = nn.ModuleList(nn.EmbeddingBag(n, dim, mode="sum", sparse=True) for n in cardinalities)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        columns = [bag(ids[:, f : f + 1]) for f, bag in enumerate(self.bags)]
-        return torch.stack(columns, 1)
-
-
-def _forward(module: nn.Module, batches: Sequence[Tensor]) -> Callable[[], Tensor]:
-    turn = cycle(batches)
-    return torch.inference_mode()(lambda: module(next(turn)))
-
-
-def _step(module: nn.Module, batches: Sequence[Tensor], dim: int) -> Callable[[], None]:
-    turn = cycle(batches)
-    upstream = torch.randn(len(batches[0]), batches[0].shape[1], getattr(module, "out_dim", dim))
-    optim = (torch.optim.SGD if isinstance(module, _Bags) else RowwiseAdagrad)(module.parameters(), lr=0.01)
-
-    def step() -> None:
-        optim.zero_grad()
-        module(next(turn)).backward(upstream)
-        optim.step()
-
-    return step
 
 
 def sizes(model: nn.Module, ratio: float, quantize: str | None = None) -> dict[str, float]:

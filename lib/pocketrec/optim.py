@@ -5,14 +5,14 @@ is handled element by element. Either comes through autograd and `step`, or is a
 with the same result to rounding.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from pocketrec.embeddings.stores import Array, Rows
-from pocketrec.kernels import gather, robe
+from pocketrec.kernels import gather, robe, tensor_train
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
@@ -46,6 +46,11 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         """Apply the gradients of blocks that were read, element by element; see `kernels.robe`."""
         robe.train_blocks(array, self._total(array, array.shape), starts, gradient, *windows, *self._rates())
 
+    def train_tensor_train(self, cores: Sequence[Tensor], gradient: Tensor, place: tensor_train.Place) -> None:
+        """Apply the gradient of rows of tensor trains, one accumulator a slice; see `kernels.tensor_train`."""
+        totals = [self._total(core, core.shape[:1]) for core in cores]
+        tensor_train.train(cores, totals, gradient, *place, *self._rates())
+
     def reset(self, parameter: Tensor, rows: Tensor | slice = slice(None)) -> None:
         """Start the accumulators of a parameter, or of some of its rows, anew."""
         if "sum" in self.state[parameter]:
@@ -77,6 +82,10 @@ class SGD(torch.optim.SGD):
     def train_blocks(self, array: Tensor, starts: Tensor, gradient: Tensor, windows: robe.Windows) -> None:
         """Apply the gradients of blocks that were read; see `kernels.robe`."""
         robe.train_blocks(array, None, starts, gradient, *windows, self.param_groups[0]["lr"], 0.0)
+
+    def train_tensor_train(self, cores: Sequence[Tensor], gradient: Tensor, place: tensor_train.Place) -> None:
+        """Apply the gradient of rows of tensor trains; see `kernels.tensor_train`."""
+        tensor_train.train(cores, [], gradient, *place, self.param_groups[0]["lr"], 0.0)
 
     def reset(self, parameter: Tensor, rows: Tensor | slice = slice(None)) -> None:
         """Do nothing, for methods that rewrite rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from pocketrec import models
 from pocketrec.data import Batch, Dataset
+from pocketrec.kernels import native
 from pocketrec.metrics import frequency_slices, scores
 from pocketrec.optim import in_place, optimizers
 
@@ -64,6 +65,7 @@ def fit(
     table_lr: float = 0.05,
     dense_lr: float = 1e-3,
     updates: str = "fused",
+    precision: str = "float32",
     keep: str = "best",
     seed: int = 0,
     train_rows: int = 0,
@@ -77,6 +79,8 @@ def fit(
         epochs: passes over the training rows; a fraction stops early.
         updates: `fused` applies the gradients of tables where they arise, `autograd` makes them first; the results
             agree to rounding.
+        precision: of the MLPs' and the interaction's products: `float32`, or `bf16`, which takes half the time on
+            processors that have it. Weights, updates and scores are float32.
         keep: `best` puts back the weights of the evaluation with the highest validation AUC, `last` does not.
         seed: of the order of the rows.
         train_rows: use only that many leading training rows; 0 means all.
@@ -89,6 +93,8 @@ def fit(
     """
     if keep not in ("best", "last"):
         raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
+    if precision not in ("float32", "bf16"):
+        raise ValueError(f"precision must be 'float32' or 'bf16', got {precision!r}")
     if updates not in ("fused", "autograd"):
         raise ValueError(f"updates must be 'fused' or 'autograd', got {updates!r}")
     if updates == "fused" and table_optimizer == "adamw":
@@ -109,12 +115,14 @@ def fit(
     history, losses, best = History(), [], None
     model.train()
     start = time.perf_counter()
+    native.keep_memory()
+    lower = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
     training = in_place(model.embedding, optims[0]) if updates == "fused" else nullcontext()
     with training, tqdm(total=total, unit="step", desc="training") as bar:
         for epoch in range(math.ceil(epochs)):
             order = seed * 1000 + epoch
             for batch in dataset.batches("train", batch_size, seed=order, limit=train_rows or None, device=device):
-                losses.append(train_step(model, batch, optims))
+                losses.append(train_step(model, batch, optims, lower))
                 history.steps += 1
                 model.embedding.adapt(history.steps, total, optims[0])
                 history.samples += len(batch.labels)
@@ -135,11 +143,18 @@ def fit(
     return history
 
 
-def train_step(model: nn.Module, batch: Batch, optims: list[torch.optim.Optimizer]) -> Tensor:
-    """Take one step; return the loss, detached and not yet waited for."""
+def train_step(
+    model: nn.Module,
+    batch: Batch,
+    optims: list[torch.optim.Optimizer],
+    precision: AbstractContextManager = nullcontext(),  # noqa: B008
+) -> Tensor:
+    """Take one step; return the loss, detached and not yet waited for. `precision` surrounds the forward pass."""
     for optim in optims:
         optim.zero_grad()
-    loss = F.binary_cross_entropy_with_logits(model(batch.dense, batch.ids), batch.labels)
+    with precision:
+        logits = model(batch.dense, batch.ids)
+    loss = F.binary_cross_entropy_with_logits(logits.float(), batch.labels)
     loss.backward()
     for optim in optims:
         optim.step()

@@ -50,7 +50,7 @@ def test_elements_go_on_schedule(threshold):
 
 
 def test_a_table_that_needs_its_elements_lowers_its_threshold():
-    module = build(prunings=4)
+    module = build(threshold="learned", prunings=4)
     optimizer = RowwiseAdagrad(module.parameters(), lr=0.01)
     ids = torch.stack([torch.randint(0, n, (512,)) for n in CARDINALITIES], 1)
     for step in range(1, 41):

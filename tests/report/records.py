@@ -8,8 +8,6 @@ from typing import Any
 import nbformat
 import numpy as np
 
-from pocketrec.files import write_json
-
 RATIOS = (10, 100, 1000)
 LOSS = {"hashing": 0.028, "low_dim": 0.040, "robe": 0.015}
 FULL = {"bookcrossing": (0.807, 37_737_856, 0.0), "planted": (0.726, 64_201_984, 0.7801)}
@@ -159,7 +157,8 @@ def write(folder: Path, records: list[dict[str, Any]], notebooks: bool = True) -
     """Write records, and what lies beside them, as the runner does; return the suite's folder."""
     for record in records:
         run = folder / "runs" / record["run"]
-        write_json(run / "record.json", record)
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "record.json").write_text(json.dumps(record))
         if notebooks:
             nbformat.write(notebook(record), run / "run.ipynb")
             (run / "log.txt").write_text("training\n")

@@ -1,8 +1,11 @@
+import shutil
+
 import pytest
 import records
 from scipy import stats
 
 from pocketrec import report
+from pocketrec.report.comparison import text
 
 
 def _suite(folder, gain=0.0, seeds=(0, 1, 2), cells=(("robe", 10), ("robe", 100), ("full", 1))):
@@ -40,7 +43,7 @@ def test_welch_over_other_seeds(tmp_path):
 def test_a_single_seed_has_no_test(tmp_path):
     table = report.compare(_suite(tmp_path / "a", seeds=(0,)), _suite(tmp_path / "b", 0.01, seeds=(0,)))
     assert table["p"].isna().all()
-    assert set(table["flag"]) == {"unclear"}
+    assert set(table["flag"]) == {"untested"}
 
 
 def test_missing_and_new_cells_are_listed(tmp_path):
@@ -51,3 +54,51 @@ def test_missing_and_new_cells_are_listed(tmp_path):
         100: "same",
         1000: "new",
     }
+
+
+def test_a_change_must_be_large_and_tested(tmp_path):
+    a, b = _suite(tmp_path / "a"), _suite(tmp_path / "b", 0.0002)
+    assert set(report.compare(a, b)["flag"]) == {"unclear"}  # significant, and too small to matter
+    assert set(report.compare(a, b, factor=1.00001)["flag"]) == {"better"}
+
+
+def _timed(folder, slower=1.0, **environment):
+    """A suite with a timed run, on another machine if asked for."""
+    found = [records.quality("robe", "planted", 10, seed) for seed in range(3)] + [records.timed("robe", "planted", 10)]
+    for record in found:
+        record["environment"] = records.ENVIRONMENT | environment
+    for sample in found[-1]["speed"]:
+        for name in ("p50_ms", "p95_ms", "p99_ms"):
+            sample[name] *= slower
+    return records.write(folder, found, notebooks=False)
+
+
+def test_times_of_the_same_machine_are_compared(tmp_path):
+    table = report.changes(_timed(tmp_path / "a"), _timed(tmp_path / "b", slower=2))
+    assert set(table["metric"]) == {"Latency p50 (ms)", "Latency p99 (ms)"}
+    assert set(table["flag"]) == {"untested"}  # one timed run each: no seeds
+    assert report.changes(tmp_path / "a", _timed(tmp_path / "c", slower=1.05)).empty
+
+
+def test_times_of_another_machine_are_withheld(tmp_path):
+    a, b = _timed(tmp_path / "a"), _timed(tmp_path / "b", slower=2, cpu="Intel Xeon 8480", torch="2.14.0", commit="abc")
+    assert report.changes(a, b).empty
+    differ = report.surroundings(a, b).query("same == 'no'")
+    assert differ["name"].tolist() == ["cpu", "torch", "commit"]
+    shown = text(a, b)
+    assert shown.index("Intel Xeon 8480") < shown.index("Times are not compared") < shown.index("Changes")
+
+
+def test_a_set_without_records_does_not_vouch_for_its_hardware(tmp_path):
+    a, b = _timed(tmp_path / "a"), _timed(tmp_path / "b", slower=2)
+    report.collect(b)
+    shutil.rmtree(b / "runs")
+    assert report.changes(a, b).empty
+    assert set(report.surroundings(a, b)["b"]) == {"not recorded"}
+
+
+def test_the_page_of_a_comparison(tmp_path):
+    a, b = _suite(tmp_path / "a"), _suite(tmp_path / "b", 0.01)
+    page = report.comparison_page(a, b, tmp_path / "compared.html")
+    assert str(tmp_path) not in page.with_suffix(".ipynb").read_text()
+    assert "<th>better</th>" in page.read_text()

@@ -6,7 +6,16 @@ from scipy import stats
 
 from pocketrec import report
 from pocketrec.report.columns import DTYPES
-from pocketrec.report.statistics import finding, half_width, verdict
+from pocketrec.report.statistics import (
+    corrected,
+    differences,
+    finding,
+    half_width,
+    highest_ratio,
+    same_mean,
+    tied_with_best,
+    verdict,
+)
 from pocketrec.report.tables import best, cells
 
 
@@ -79,3 +88,90 @@ def test_finding(runs, sentence):
 def test_verdict(suite):
     text = verdict(report.load_results(suite))
     assert text.startswith("51 of 60 runs done, 3 infeasible, 1 failed")
+
+
+def _seeded(**cells: list[float]) -> pd.DataFrame:
+    """Runs of `method_ratio` with an AUC a seed, on one dataset."""
+    rows = [
+        {"method": name.rpartition("_")[0], "ratio_requested": float(name.rpartition("_")[2]), "seed": seed, "auc": auc}
+        for name, aucs in cells.items()
+        for seed, auc in enumerate(aucs)
+    ]
+    table = pd.DataFrame(rows).reindex(columns=list(DTYPES)).assign(dataset="d", variant="", status="done", reason="")
+    full = table[table["method"] == "full"].set_index("seed")["auc"]
+    table["auc_delta"] = (table["auc"] - table["seed"].map(full)).where(table["method"] != "full")
+    return table.assign(ratio_achieved=table["ratio_requested"]).astype(DTYPES)
+
+
+RIVALS = {
+    "full_1": [0.800, 0.802, 0.801, 0.799],
+    "robe_10": [0.796, 0.7985, 0.7968, 0.795],  # always 0.004 below the full table, to a little
+    "cce_10": [0.7965, 0.7978, 0.7971, 0.7944],  # now above, now below robe
+    "hashing_10": [0.770, 0.7722, 0.7705, 0.7691],
+    "robe_100": [0.780, 0.7822, 0.7811, 0.7788],
+}
+
+
+def test_differences_to_the_full_table_are_paired_by_seed():
+    results = _seeded(**RIVALS)
+    table = differences(results).set_index(["method", "ratio_requested"])
+    gap = np.subtract(RIVALS["robe_10"], RIVALS["full_1"])
+    low, high = stats.t.interval(0.95, 3, loc=gap.mean(), scale=stats.sem(gap))
+    row = table.loc[("robe", 10)]
+    assert (row["reference"], row["seeds"], row["test"]) == ("full 1×", 4, "paired")
+    assert row["difference"] == pytest.approx(gap.mean())
+    assert row["difference_ci"] == pytest.approx((high - low) / 2)
+    raw = [stats.ttest_rel(RIVALS[name], RIVALS["full_1"]).pvalue for name in RIVALS if name != "full_1"]
+    assert sorted(table["p"]) == pytest.approx(sorted(stats.false_discovery_control(raw)))
+
+
+def test_differences_to_the_best_of_the_same_ratio():
+    table = differences(_seeded(**RIVALS), "best").set_index("method")
+    assert set(table.index) == {"cce", "hashing"}  # robe is the best at 10, and alone at 100
+    assert set(table["reference"]) == {"robe 10×"}
+
+
+def test_tied_with_the_best():
+    tied = tied_with_best(_seeded(**RIVALS))
+    assert {key[1::2]: value for key, value in tied.items()} == {
+        ("robe", 10): True,
+        ("cce", 10): True,
+        ("hashing", 10): False,
+        ("robe", 100): True,
+    }
+
+
+def test_a_single_seed_ties_nothing():
+    tied = tied_with_best(_seeded(robe_10=[0.79], hashing_10=[0.78])).reset_index().set_index("method")["tied"]
+    assert tied["robe"]
+    assert pd.isna(tied["hashing"])
+
+
+def test_same_mean_without_common_seeds_is_welchs():
+    a, b = pd.Series([0.8, 0.81, 0.79], [0, 1, 2]), pd.Series([0.7, 0.73], [7, 8])
+    assert same_mean(a, b) == (pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue), "Welch")
+    assert np.isnan(same_mean(a, a + 1.0)[0])  # equal differences have no spread to test against
+    assert np.isnan(same_mean(a[:1], b[:1])[0])
+
+
+def test_missing_p_values_do_not_count_in_the_correction():
+    found = corrected(pd.Series([0.01, np.nan, 0.04], ["a", "b", "c"]))
+    assert found["a"] == pytest.approx(0.02)
+    assert np.isnan(found["b"])
+
+
+def test_highest_ratio_within_a_loss():
+    table = highest_ratio(_seeded(**RIVALS), loss=0.01).set_index("method")
+    assert (table.loc["robe", "ratio_requested"], table.loc["robe", "sure"]) == (10, True)
+    assert pd.isna(table.loc["hashing", "ratio_requested"])
+    assert not table.loc["hashing", "sure"]
+    assert highest_ratio(_seeded(**RIVALS), loss=0.03).set_index("method").loc["robe", "ratio_requested"] == 100
+    assert not highest_ratio(_seeded(**RIVALS), loss=0.0045).set_index("method").loc["cce", "sure"]
+
+
+def test_nothing_finished_gives_empty_tables(tmp_path):
+    lost = [records.failed("oom", "MemoryError", "robe", "planted", 10, 0)]
+    results = report.load_results(records.write(tmp_path, lost))
+    assert differences(results).empty
+    assert tied_with_best(results).empty
+    assert highest_ratio(results)["ratio_requested"].isna().all()

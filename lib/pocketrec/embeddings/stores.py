@@ -10,6 +10,7 @@ backward pass changes their numbers and no gradient is made. They are then read 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, prod
 from typing import Any, Literal, NamedTuple
 
@@ -17,17 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketrec.kernels import gather, robe
+from pocketrec.kernels import gather, quantized, robe, tensor_train
 
 Quantize = Literal["int8", "int4"]
 GROUP = 64  # neighbouring elements of an array that share a scale
 # torch's row-wise formats: codes, then scale and offset of the row as float32 (int8) or float16 (int4)
 CODE_BYTES = {"int8": 1.0, "int4": 0.5}
+BITS = {"int8": 8, "int4": 4}
 SCALE_BYTES = {"int8": 8, "int4": 4}
-READERS = {
-    "int8": torch.ops.quantized.embedding_bag_byte_rowwise_offsets,
-    "int4": torch.ops.quantized.embedding_bag_4bit_rowwise_offsets,
-}
 
 
 class Stored(NamedTuple):
@@ -147,6 +145,44 @@ class _TrainedBlocks(torch.autograd.Function):
         return (None,) * 6
 
 
+def read_tensor_train(cores: Sequence[nn.Module], place: tensor_train.Place) -> Tensor:
+    """Read rows of tables that are products of slices of some `Rows`, or of their twins -> [*ids.shape, dim]."""
+    first = cores[0]
+    if not isinstance(first, Rows):
+        index = tensor_train.slices(place.ids, place.tables, place.radices).flatten(0, -2)
+        parts = [core(rows) for core, rows in zip(cores, index.unbind(1), strict=True)]
+        return tensor_train.chain(parts, place.factors)[-1].view(*place.ids.shape, prod(place.factors))
+    weights = [core.weight for core in cores]
+    own_backward = first.trainer or (first.sparse and not torch.compiler.is_compiling())
+    if own_backward and torch.is_grad_enabled() and first.weight.requires_grad:
+        return _TensorTrain.apply(place, first.trainer, *weights)
+    return tensor_train.multiply(weights, *place)
+
+
+class _TensorTrain(torch.autograd.Function):
+    """Reads rows of tensor trains; its backward pass trains the cores, or gives them sparse gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, place: tensor_train.Place, trainer: Any, *cores: Tensor) -> Tensor:
+        ctx.cores, ctx.place, ctx.trainer = cores, place, trainer
+        return tensor_train.multiply(cores, *place)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        cores, place = ctx.cores, ctx.place
+        if ctx.trainer:
+            ctx.trainer.train_tensor_train(cores, gradient, place)
+            return (None,) * (2 + len(cores))
+        index = tensor_train.slices(place.ids, place.tables, place.radices)[place.ids >= 0]
+        touched = [rows.unique() for rows in index.unbind(1)]
+        dense = tensor_train.gradients(gradient, cores, *place)
+        sparse = [
+            torch.sparse_coo_tensor(rows[None], whole[rows], whole.shape, is_coalesced=True, check_invariants=False)
+            for rows, whole in zip(touched, dense, strict=True)
+        ]
+        return None, None, *sparse
+
+
 class Packed(nn.Module):
     """Rows [n, width] quantised row by row: `code * scale + offset`, both of the row.
 
@@ -166,11 +202,7 @@ class Packed(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         """Read rows as float32: int64 [k] -> [k, width]."""
-        if index.device.type != "cpu" or torch.compiler.is_compiling():
-            return self.split(self.codes.index_select(0, index))
-        # bags of one row each: torch has a fast kernel for those
-        bags = torch.arange(len(index), dtype=index.dtype)
-        return READERS[self.quantize](self.codes, index.contiguous(), bags)[:, : self.width]
+        return quantized.unpacked_rows(self.codes, index, self.width, BITS[self.quantize])
 
     def elements(self, row: Tensor, column: Tensor) -> Tensor:
         """Read single numbers as float32: int64 [k] and [k] -> [k]."""
@@ -181,14 +213,9 @@ class Packed(nn.Module):
         pair = self.codes[row, column // 2]  # the low half holds the even column
         return torch.where(column % 2 == 0, pair & 15, pair >> 4) * scale + offset
 
-    def split(self, packed: Tensor) -> Tensor:
-        """Turn packed rows into floats."""
-        if self.quantize == "int8":
-            codes, scales = packed[:, :-8], packed[:, -8:].contiguous().view(torch.float32)
-        else:
-            pairs, scales = packed[:, :-4], packed[:, -4:].contiguous().view(torch.float16).float()
-            codes = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1)
-        return codes[:, : self.width] * scales[:, :1] + scales[:, 1:]
+    def whole(self) -> Tensor:
+        """Return all rows as float32."""
+        return quantized.unpacked(self.codes, self.width, BITS[self.quantize])
 
 
 class QuantizedRows(nn.Module):
@@ -230,7 +257,7 @@ class QuantizedWeights(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the tensor, float32."""
-        return self.packed.split(self.packed.codes).flatten()[: prod(self.shape)].view(self.shape)
+        return self.packed.whole().flatten()[: prod(self.shape)].view(self.shape)
 
 
 class QuantizedNarrow(QuantizedArray):

@@ -42,8 +42,9 @@ from pocketrec.embeddings.base import (
     tensor_bytes,
     uniform_,
 )
-from pocketrec.embeddings.stores import Rows, Stored
+from pocketrec.embeddings.stores import Rows, Stored, read_tensor_train
 from pocketrec.embeddings.whole_tables import WholeTables, largest
+from pocketrec.kernels import tensor_train
 
 ENOUGH_RANK = 16
 REFILLS = 20
@@ -146,11 +147,10 @@ class TTRec(Embedding):
         rows = [self.cardinalities[t] for t in tables]
         radices = torch.tensor([factor_rows(n, cores) for n in rows], dtype=torch.long).view(-1, cores)
         widths = _core_widths(dim, cores, rank)
+        self.factors = factor_dim(dim, cores)
         self.cores = nn.ModuleList(Rows(int(p.sum()), width) for p, width in zip(radices.T, widths, strict=True))
         self.constant("columns", torch.tensor(tables, dtype=torch.long))
         self.constant("radices", radices)  # [tables, cores]
-        self.constant("strides", radices.flip(1).cumprod(1).flip(1) // radices)  # the last digit counts ones
-        self.constant("starts", radices.cumsum(0) - radices)  # where a table's slices start in each core
         self.constant("offsets", torch.tensor([sum(rows[:i]) for i in range(len(rows))], dtype=torch.long))
         draw = generator(seed, 1)
         for core, p in zip(self.cores, radices.T.tolist(), strict=True):
@@ -166,27 +166,18 @@ class TTRec(Embedding):
 
     def lookup(self, ids: Tensor) -> Tensor:
         rows = ids[:, self.columns]  # [batch, tables]
-        embedded = self._product(rows, torch.arange(rows.shape[1], device=ids.device))
-        if self.config["cache"]:
-            keys, place, hit = self._find(rows)
-            if self.training and self.counts is not None:
-                self.counts.index_add_(0, keys.flatten(), torch.ones_like(keys, dtype=torch.int32).flatten())
-            slot = place if self.slots is None else self.slots[place].long()
-            embedded = torch.where(hit.unsqueeze(-1), self.cached(slot), embedded)
-        return self.whole(ids, embedded)
+        if not self.config["cache"]:
+            return self.whole(ids, self._product(rows))
+        keys, place, hit = self._find(rows)
+        if self.training and self.counts is not None:
+            self.counts.index_add_(0, keys.flatten(), torch.ones_like(keys, dtype=torch.int32).flatten())
+        slot = place if self.slots is None else self.slots[place].long()
+        computed = self._product(rows.masked_fill(hit, -1))  # what is cached is not multiplied
+        return self.whole(ids, torch.where(hit.unsqueeze(-1), self.cached(slot), computed))
 
-    def _product(self, rows: Tensor, table: Tensor) -> Tensor:
-        """Multiply the cores' slices of rows [...] of compressed tables [...] -> [..., dim]."""
-        slices = rows.unsqueeze(-1) // self.strides[table] % self.radices[table] + self.starts[table]  # [..., cores]
-        product, width = None, 1
-        for k, (core, q) in enumerate(zip(self.cores, factor_dim(self.dim, len(self.cores)), strict=True)):
-            width *= q
-            last = 1 if k == len(self.cores) - 1 else self.config["rank"]
-            factor = core(slices[..., k])
-            if k:
-                factor = torch.bmm(product, factor.view(rows.numel(), self.config["rank"], q * last))
-            product = factor.view(rows.numel(), width, last)  # [count, q_1 .. q_k, rank]
-        return product.view(*rows.shape, self.dim)
+    def _product(self, rows: Tensor, tables: Tensor | None = None) -> Tensor:
+        """Multiply the slices of rows [batch, tables], or of rows [n] of `tables` [n] -> [..., dim]."""
+        return read_tensor_train(self.cores, tensor_train.Place(rows, tables, self.radices, self.factors))
 
     def _find(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return each row's key, its place among the cached ids and whether it is there, [batch, tables] each."""

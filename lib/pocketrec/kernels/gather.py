@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketrec.kernels import native
+from pocketrec.kernels import gpu, native
 from pocketrec.kernels.operators import on_processor, operator
 
 
@@ -47,6 +47,8 @@ def check_ids(ids: Tensor, limits: Tensor) -> tuple[Tensor, int]:
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:
+    if kernels := gpu.library("gather", table):
+        return kernels.rows(table, index)
     functions = native.library("gather") if on_processor(table) else None
     if functions is None:
         return F.embedding(index, table)
@@ -61,7 +63,10 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
 
 def _sum_rows(gradient: Tensor, index: Tensor, count: int) -> Tensor:
     width = gradient.shape[-1]
-    table, gradient = gradient.new_zeros(count, width), gradient.contiguous()
+    gradient = gradient.contiguous()
+    if kernels := gpu.library("gather", gradient):
+        return kernels.sum_rows(gradient, index, count)
+    table = gradient.new_zeros(count, width)
     functions = native.library("gather") if on_processor(gradient) else None
     if functions is None:
         return table.index_add_(0, index.long().flatten(), gradient.view(-1, width))
@@ -72,6 +77,8 @@ def _sum_rows(gradient: Tensor, index: Tensor, count: int) -> Tensor:
 def _train_rows(table: Tensor, total: Tensor | None, index: Tensor, gradient: Tensor, lr: float, eps: float) -> None:
     torch.autograd.graph.increment_version([table] if total is None else [table, total])
     gradient = gradient.contiguous()
+    if kernels := gpu.library("gather", table, gradient):
+        return kernels.train_rows(table, total, index, gradient, lr, eps)
     functions = native.library("gather") if on_processor(table) and on_processor(gradient) else None
     if functions is None:
         rows, place = index.long().flatten().unique(return_inverse=True)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pocketrec.kernels import multiply_shift, native, universal_hash
+from pocketrec.kernels import gpu, multiply_shift, native, universal_hash
 from pocketrec.kernels.operators import on_processor, operator
 
 HASHES = ("universal", "multiply_shift", "authors")
@@ -75,6 +75,8 @@ def elements(starts: Tensor, windows: Windows) -> Tensor:
 
 
 def _read(array: Tensor, ids: Tensor, *where: Tensor | int | None) -> tuple[Tensor, Tensor]:
+    if kernels := gpu.library("robe", array):
+        return kernels.read_blocks(array, ids, *where)
     place, windows, own = Hash(*where[:4]), Windows(*where[4:7]), where[7]
     functions = native.library("robe") if on_processor(array) else None
     if functions is None:
@@ -98,6 +100,8 @@ def _sum(gradient: Tensor, starts: Tensor, sizes: Tensor, bases: Tensor, block_s
 
 def _add(array: Tensor, starts: Tensor, gradient: Tensor, windows: Windows, scale: float) -> None:
     """Add scaled gradients of blocks to an array, in place."""
+    if kernels := gpu.library("robe", array, gradient):
+        return kernels.add_blocks(array, starts, gradient, *windows, scale)
     functions = native.library("robe") if on_processor(array) and on_processor(gradient) else None
     if functions is None:
         array.index_add_(0, elements(starts, windows).flatten(), gradient.flatten(), alpha=scale)
@@ -123,6 +127,8 @@ def _train(
     functions = native.library("robe") if on_processor(array) and on_processor(gradient) else None
     if total is None:
         _add(array, starts, gradient, windows, -lr)
+    elif kernels := gpu.library("robe", array, total, gradient):
+        kernels.adagrad(array, total, _sum(gradient, starts, *windows, len(array)), lr, eps)
     elif functions is None:
         summed = _sum(gradient, starts, *windows, len(array))
         total.addcmul_(summed, summed)
@@ -147,6 +153,8 @@ def _zeros(count: int) -> Tensor:
 
 
 def _flip(values: Tensor, ids: Tensor, table: Tensor, piece: Tensor, multiplier: Tensor, kind: int) -> Tensor:
+    if kernels := gpu.library("robe", values):
+        return kernels.flip(values, ids, table, piece, multiplier, kind)
     functions = native.library("robe") if on_processor(values) else None
     if functions is None:
         value = hashed(ids, Hash(table, piece, multiplier, kind))

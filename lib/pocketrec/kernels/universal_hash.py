@@ -9,7 +9,7 @@ about 1/m for every pair, which `x mod m` does not promise once ids are ordered 
 import torch
 from torch import Tensor
 
-from pocketrec.kernels import native
+from pocketrec.kernels import gpu, native
 from pocketrec.kernels.operators import operator
 
 P = (1 << 61) - 1
@@ -55,6 +55,8 @@ def slot(ids: Tensor, a: Tensor, b: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _slots(ids: Tensor, a: Tensor, b: Tensor, sizes: Tensor) -> Tensor:
+    if kernels := gpu.library("universal_hash", ids):
+        return kernels.slots(ids, a, b, sizes)
     functions = native.library("universal_hash") if ids.device.type == "cpu" else None
     if functions is None:
         return add(multiply(a, ids.unsqueeze(-1)), b) % sizes

@@ -10,17 +10,33 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "about": "method",
+    "bundle": "bundling",
+    "changes": "comparison",
+    "choices": "tables",
     "collect": "results",
     "compare": "comparison",
+    "comparison_page": "dashboard",
     "convert": "pages",
     "dashboards": "dashboard",
+    "differences": "statistics",
+    "explore": "widgets",
     "headline": "tables",
+    "highest_ratio": "statistics",
     "index": "site",
+    "knobs": "method",
     "load_curves": "results",
     "load_results": "results",
     "load_speed": "results",
+    "numbers": "tables",
     "publish": "publishing",
+    "reach": "tables",
+    "sizes": "tables",
+    "standing": "tables",
     "summary": "statistics",
+    "surroundings": "comparison",
+    "tied_with_best": "statistics",
+    "unpacked": "bundling",
 }
 
 __all__ = sorted(_HOME)

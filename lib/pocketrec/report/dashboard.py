@@ -10,6 +10,7 @@ from pocketrec.errors import UserError
 from pocketrec.files import atomic
 from pocketrec.paths import NOTEBOOKS
 from pocketrec.report.pages import page
+from pocketrec.report.results import read_records
 
 _ENGINE = {
     "kernel_name": "python3",
@@ -23,17 +24,18 @@ def dashboards(
 ) -> list[Path]:
     """Execute dashboards on a suite's folder; return the pages in `<suite_dir>/dashboards/`.
 
-    They are every `dashboard_*.ipynb`, and the notebook named as the suite (by default the folder) where there is one.
-    A dashboard that stops keeps its notebook and page, which show where; the others are still made. Then
-    `UserError` names those that stopped.
+    One with a parameter `method` is executed for each method, one with `other` waits for `compare`; a notebook named
+    as the suite (by default the folder) is its own. A dashboard that stops keeps its notebook and page, which show
+    where; the others are still made. Then `UserError` names those that stopped.
     """
     suite_dir = Path(suite_dir).resolve()
     own = Path(notebooks) / f"{suite or suite_dir.name}.ipynb"
     sources = [*sorted(Path(notebooks).glob("dashboard_*.ipynb")), *([own] if own.exists() else [])]
+    todo = [job for source in sources for job in _jobs(source, suite_dir)]
     pages, stopped = [], []
-    for source in tqdm(sources, "dashboards", unit="notebook", disable=not progress):
-        target = suite_dir / "dashboards" / source.name
-        problem = _execute(source, target, suite_dir)
+    for source, name, parameters in tqdm(todo, "dashboards", unit="notebook", disable=not progress):
+        target = suite_dir / "dashboards" / f"{name}.ipynb"
+        problem = _execute(source, target, {"results": "."} | parameters, suite_dir)
         pages.append(page(target))
         if problem:
             stopped.append(f"{pages[-1]} stopped with {problem}")
@@ -42,15 +44,41 @@ def dashboards(
     return pages
 
 
-def _execute(source: Path, target: Path, suite_dir: Path) -> str:
-    """Execute one notebook into its place, whole or not at all; return the error that stopped it, or ""."""
+def comparison_page(a: str | Path, b: str | Path, target: Path, notebooks: Path = NOTEBOOKS) -> Path:
+    """Execute `dashboard_compare.ipynb` on two folders of results; write `target`.ipynb and return its page."""
+    target = Path(target).resolve().with_suffix(".ipynb")
+    with TemporaryDirectory() as folder:  # so that the notebook names neither folder's place
+        for name, side in (("first", a), ("second", b)):
+            (Path(folder) / name).symlink_to(Path(side).resolve())
+        parameters = {"results": "first", "other": "second"}
+        problem = _execute(Path(notebooks) / "dashboard_compare.ipynb", target, parameters, Path(folder))
+    if problem:
+        raise UserError(f"{page(target)} stopped with {problem}")
+    return page(target)
+
+
+def _jobs(source: Path, suite_dir: Path) -> list[tuple[Path, str, dict[str, str]]]:
+    """Return what to execute of a dashboard on a suite: notebook, name of the result, parameters beside `results`."""
     import papermill  # takes two seconds to import, and only the executing needs it
+
+    parameters = papermill.inspect_notebook(str(source))
+    if "other" in parameters:
+        return []
+    if "method" not in parameters:
+        return [(source, source.stem, {})]
+    methods = sorted({record["method"] for record in read_records(suite_dir)})
+    return [(source, f"{source.stem}_{method}", {"method": method}) for method in methods]
+
+
+def _execute(source: Path, target: Path, parameters: dict[str, str], suite_dir: Path) -> str:
+    """Execute one notebook into its place, whole or not at all; return the error that stopped it, or ""."""
+    import papermill
 
     problem = ""
     with TemporaryDirectory() as folder:
         output = Path(folder) / source.name
         try:
-            papermill.execute_notebook(source, output, {"results": "."}, cwd=suite_dir, **_ENGINE)
+            papermill.execute_notebook(source, output, parameters, cwd=suite_dir, **_ENGINE)
         except papermill.PapermillExecutionError as error:
             problem = f"{error.ename}: {error.evalue}"
         except Exception as error:  # the kernel, not the notebook: it could not start, or died

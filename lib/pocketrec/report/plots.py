@@ -20,17 +20,28 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pocketrec.report.columns import METRICS, times
-from pocketrec.report.statistics import finding, half_width, label, size_finding, summary, verdict
+from pocketrec.report.statistics import (
+    finding,
+    front,
+    half_width,
+    label,
+    size_finding,
+    summary,
+    verdict,
+    with_loss,
+)
 
 INK, MUTED, GRID, ALARM, PAPER = "#1f2933", "#667380", "#dde2e8", "#c2342b", "#ffffff"
 CEILING = (0, (5, 4))  # dashes of the best reachable score
 ON_DARK, ON_LIGHT = "#f7f9fb", "#101418"  # text inside coloured cells
 FULL = ("#7b8794", "o")
-# Okabe and Ito's colours, told apart by the colour-blind, the darker ones first. A method keeps its place.
+# Okabe and Ito's colours, told apart by the colour-blind, the darker ones first. A method keeps its place; those
+# beyond the eighth share a colour with another marker.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f6bb8", "#8c613c")
 _MARKERS = ("s", "D", "^", "v", "P", "X", "<", ">")
 _DASHES = ("-", (0, (4, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)))  # one a variant
-_KNOWN = ("robe", "hashing", "low_dim", "qr", "tt_rec", "mlet", "cce", "cafe")
+_KNOWN = ("robe", "hashing", "low_dim", "quotient_remainder", "tt_rec", "mlet", "cce", "cafe")
+_KNOWN += ("dhe", "dpq", "hash_embeddings", "memcom", "mgqe", "mixed_dim", "pruning", "pss")
 
 _STYLE = sns.axes_style("ticks") | {
     "font.family": "sans-serif",
@@ -69,7 +80,7 @@ def look(method: str) -> tuple[str, str]:
         return FULL
     if method in _KNOWN:
         place = _KNOWN.index(method)
-        return _COLOURS[place], _MARKERS[place]
+        return _COLOURS[place % 8], _MARKERS[(place + place // 8 * 4) % 8]
     code = zlib.crc32(method.encode())
     return _COLOURS[code % 8], _MARKERS[code // 8 % 8]
 
@@ -115,9 +126,12 @@ def _title(ax: Axes, text: str, width: int) -> None:
 
 
 @house_style
-def auc_vs_ratio(results: pd.DataFrame) -> Figure:
-    """Test AUC against the achieved ratio, a panel a dataset; bands are 95 % intervals over seeds."""
-    return _tradeoff(results, "ratio_achieved", finding)
+def auc_vs_ratio(results: pd.DataFrame, method: str = "") -> Figure:
+    """Test AUC against the achieved ratio, a panel a dataset; bands are 95 % intervals over seeds.
+
+    With a `method`, the others are grey lines without a name, and the title is about that method.
+    """
+    return _tradeoff(results, "ratio_achieved", finding, method)
 
 
 @house_style
@@ -126,7 +140,7 @@ def auc_vs_bytes(results: pd.DataFrame) -> Figure:
     return _tradeoff(results, "inference_bytes", size_finding)
 
 
-def _tradeoff(results: pd.DataFrame, x: str, finding: Callable[[pd.DataFrame], str]) -> Figure:
+def _tradeoff(results: pd.DataFrame, x: str, finding: Callable[[pd.DataFrame], str], method: str = "") -> Figure:
     cells = summary(results).dropna(subset=["auc", x])
     if cells.empty:
         return _sentence(f"No AUC to show: {verdict(results)}.")
@@ -135,8 +149,14 @@ def _tradeoff(results: pd.DataFrame, x: str, finding: Callable[[pd.DataFrame], s
     figure, axes = _panels(len(datasets), 5.6, 3.9)
     for ax, dataset in zip(axes, datasets, strict=True):
         ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="Test AUC (mean, 95 % band)")
-        _tradeoff_panel(ax, cells[cells["dataset"] == dataset], x)
-        _title(ax, f"{dataset}: {finding(results[results['dataset'] == dataset])}", 52)
+        shown = cells[cells["dataset"] == dataset]
+        meant = shown["method"].isin([method, "full"]) | (method == "")
+        for rows, _ in _lines(shown[~meant]):
+            rows = rows.sort_values("ratio_requested")
+            ax.plot(rows["x"], rows["auc"], color=GRID, linewidth=1.4, zorder=1)
+        _tradeoff_panel(ax, shown[meant], x)
+        rows = results[results["dataset"] == dataset]
+        _title(ax, f"{dataset}: {finding(rows[rows['method'].isin([method, 'full'])] if method else rows)}", 52)
     return figure
 
 
@@ -155,6 +175,85 @@ def _tradeoff_panel(ax: Axes, cells: pd.DataFrame, x: str) -> None:
         _log_axis(ax, cells["x"], "{:,.3g}".format, left=0.04 + 0.02 * longest)
         _label_right(ax, across)
         _label_left(ax, ends)
+
+
+@house_style
+def against(results: pd.DataFrame, x: str, y: str) -> Figure:
+    """Any metric against any other, a panel a dataset, a line a method; whiskers are 95 % intervals."""
+    cells = summary(results).dropna(subset=[x, y])
+    if cells.empty:
+        return _sentence(f"Nothing to show of {METRICS[y].label} against {METRICS[x].label}: {verdict(results)}.")
+    cells = cells.assign(label=cells.apply(label, axis=1))
+    groups = list(cells.groupby("dataset"))
+    figure, axes = _panels(len(groups), 6.4, 4.2)
+    for ax, (dataset, rows) in zip(axes, groups, strict=True):
+        for line, dash in _lines(rows):
+            line = line.sort_values("ratio_requested")
+            hue, marker = look(line["method"].iloc[0])
+            half = line[f"{y}_ci"].fillna(0) * METRICS[y].scale if f"{y}_ci" in line else None
+            values = line[x] * METRICS[x].scale, line[y] * METRICS[y].scale
+            ax.errorbar(*values, half, color=hue, marker=marker, ls=dash, lw=1.4, label=line["label"].iloc[0], mew=0)
+        if rows[x].min() > 0 and rows[x].max() > 20 * rows[x].min():
+            ax.set_xscale("log")
+            _log_axis(ax, rows[x] * METRICS[x].scale, "{:,.4g}".format)
+        ax.set(xlabel=METRICS[x].axis, ylabel=METRICS[y].axis)
+        best = rows.loc[rows[y].idxmin() if METRICS[y].better == "lower" else rows[y].idxmax()]
+        best_label = f"{best['label']} at {times(best['ratio_requested'])}"
+        _title(ax, f"{dataset}: {METRICS[y].label} is best with {best_label}", 52)
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+@house_style
+def pareto(results: pd.DataFrame, x: str = "inference_bytes") -> Figure:
+    """AUC loss against bytes, or against `x="latency_p99_ms"`, a panel a dataset; what another cell beats is faded."""
+    cells = with_loss(summary(results)).dropna(subset=["auc_loss", x])
+    if cells.empty:
+        return _sentence(f"No {METRICS[x].label.lower()} to show: {verdict(results)}.")
+    cells = cells.assign(x=cells[x] * METRICS[x].scale, ahead=front(cells, x), label=cells.apply(label, axis=1))
+    cells = cells.sort_values("x")
+    datasets = sorted(cells["dataset"].unique())
+    figure, axes = _panels(len(datasets), 5.6, 4.2)
+    for ax, dataset in zip(axes, datasets, strict=True):
+        ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="AUC loss (mean, 95 % interval)")
+        _pareto_panel(ax, cells[cells["dataset"] == dataset].sort_values("ahead", kind="stable"))
+        names = cells.loc[(cells["dataset"] == dataset) & cells["ahead"], "label"].unique()
+        kind = "its time" if x.startswith("latency") else "its size"
+        _title(ax, f"{dataset}: the best AUC for {kind} is that of {', '.join(names)}", 52)
+    return figure
+
+
+def _pareto_panel(ax: Axes, cells: pd.DataFrame) -> None:
+    for row in cells.to_dict("records"):
+        hue, marker = look(row["method"])
+        half = 0 if pd.isna(row["auc_loss_ci"]) else row["auc_loss_ci"]
+        strength = 1 if row["ahead"] else 0.25
+        ax.errorbar(row["x"], row["auc_loss"], half, color=hue, marker=marker, markersize=7, alpha=strength, mew=0)
+    ax.axhline(0, color=FULL[0], linewidth=1.2)
+    ahead = cells[cells["ahead"]]
+    ax.step(ahead["x"], ahead["auc_loss"], where="post", color=MUTED, linewidth=1, zorder=1)
+    _log_axis(ax, cells["x"], "{:,.3g}".format)
+    ax.margins(y=0.12)
+    _label_points(ax, ahead)
+
+
+def _label_points(ax: Axes, points: pd.DataFrame) -> None:
+    """Name points where there is room: a label that would cover another or leave the axes is left out."""
+    canvas = ax.figure.canvas
+    canvas.draw()
+    taken, inside = [], ax.get_window_extent()
+    for row in points.to_dict("records"):
+        text = f"{row['label']} {times(row['ratio_requested'])}"
+        for place, align, rise in (((7, 6), "left", "bottom"), ((-7, 6), "right", "bottom"), ((7, -6), "left", "top")):
+            note = ax.annotate(
+                text, (row["x"], row["auc_loss"]), place, textcoords="offset points", ha=align, va=rise, fontsize=9
+            )
+            box = note.get_window_extent()
+            free = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+            if free and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            note.remove()
 
 
 def _lines(frame: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str | tuple]]:
@@ -401,3 +500,35 @@ def _latency_panel(ax: Axes, rows: pd.DataFrame) -> None:
 def _fastest(rows: pd.DataFrame) -> str:
     row = rows.loc[rows["p50_ms"].idxmin()]
     return f"{row['label']} answers first, {row['p50_ms']:.3g}\N{NO-BREAK SPACE}ms"
+
+
+@house_style
+def changes(table: pd.DataFrame) -> Figure:
+    """Differences in AUC that `compare` found, a panel a dataset; grey where they pass no factor or no test."""
+    table = table.dropna(subset="difference")
+    if table.empty:
+        return _sentence("No change to show: no configuration is finished in both sets.")
+    table = table.assign(label=table.apply(label, axis=1) + " " + table["ratio_requested"].map(times))
+    groups = list(table.groupby("dataset"))
+    tall = max(len(rows) for _, rows in groups)
+    figure, axes = _panels(len(groups), 5.6, 0.26 * tall + 1.4)
+    for ax, (dataset, rows) in zip(axes, groups, strict=True):
+        rows = rows.sort_values(["ratio_requested", "method", "variant"], ascending=False)
+        told = rows["flag"].isin(["better", "worse"])
+        for place, row in enumerate(rows.to_dict("records")):
+            hue, marker = look(row["method"]) if row["flag"] in ("better", "worse") else (MUTED, "o")
+            ax.plot([0, row["difference"]], [place, place], color=hue, linewidth=1.6, alpha=0.5)
+            ax.plot(row["difference"], place, marker, color=hue, markersize=7, markeredgewidth=0)
+        ax.axvline(0, color=INK, linewidth=1, linestyle=CEILING)
+        ax.set_yticks(range(len(rows)), rows["label"])
+        ax.set(ylim=(-0.6, len(rows) - 0.4), xlabel="Change of the mean AUC (second set − first set)")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.tick_params(axis="y", length=0)
+        ax.grid(axis="x")
+        better = int((rows["flag"] == "better").sum())
+        _title(
+            ax,
+            f"{dataset}: {better} better, {int(told.sum()) - better} worse, {int((~told).sum())} the same or unclear",
+            52,
+        )
+    return figure

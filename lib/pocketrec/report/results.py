@@ -11,7 +11,7 @@ import pandas as pd
 
 from pocketrec.errors import UserError
 from pocketrec.files import atomic
-from pocketrec.report.columns import DTYPES, METRICS, STATUSES
+from pocketrec.report.columns import CELL, DTYPES, METRICS, STATUSES
 
 SCHEMA = 1
 _AXES = {"method", "dataset", "ratio", "seed", "run_dir"}
@@ -83,6 +83,13 @@ def speed(found: list[dict[str, Any]]) -> pd.DataFrame:
         for sample in record.get("speed", [])
     ]
     return pd.DataFrame(rows)
+
+
+def cells_of_runs(found: list[dict[str, Any]]) -> dict[str, tuple]:
+    """Return the cell, as in `CELL`, of each quality run, and of each timed one that measured such a run."""
+    cells = {record["run"]: tuple(identity[name] for name in CELL) for record, identity in _quality(found)}
+    timed = {record["run"]: _source(record) for record in found if record.get("kind") == "timed"}
+    return cells | {run: cells[source] for run, source in timed.items() if source in cells}
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -216,13 +223,12 @@ def _with_latency(results: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """Give every finished run of a configuration the times of its timed sibling."""
     if samples.empty:
         return results
-    cell = ["dataset", "method", "variant", "ratio_requested"]
     model = samples[samples["part"] == "model"].sort_values("batch")
-    small = model.drop_duplicates(cell, keep="first").set_index(cell)
-    large = model.drop_duplicates(cell, keep="last").set_index(cell)
+    small = model.drop_duplicates(CELL, keep="first").set_index(CELL)
+    large = model.drop_duplicates(CELL, keep="last").set_index(CELL)
     times = small[["p50_ms", "p95_ms", "p99_ms", "batch"]].add_prefix("latency_")
     times[["inference_samples_per_s", "inference_batch"]] = large[["samples_per_s", "batch"]]
-    joined = results[[*cell, "status"]].join(times, on=cell)
+    joined = results[[*CELL, "status"]].join(times, on=CELL)
     joined.loc[joined["status"] != "done", times.columns] = float("nan")
     return results.assign(**joined[times.columns].astype({name: DTYPES[name] for name in times}))
 

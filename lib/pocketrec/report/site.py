@@ -1,29 +1,23 @@
-"""The page of a suite: one HTML file that carries its pictures and asks the network for nothing."""
+"""The page of a suite: one HTML file that carries its records, draws them itself and asks the network for nothing."""
 
-import io
-import re
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import matplotlib as mpl
 import nbformat
 import pandas as pd
-from markupsafe import Markup, escape
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
 from pocketrec.errors import UserError
 from pocketrec.files import atomic
-from pocketrec.report import plots
-from pocketrec.report.columns import FAILURES, METRICS, times
+from pocketrec.report import contents
+from pocketrec.report.columns import FAILURES, times
 from pocketrec.report.pages import template
-from pocketrec.report.results import curves, read_records, speed, tidy
-from pocketrec.report.statistics import finding, label, summary, verdict
-from pocketrec.report.tables import HEADLINE, best, cells
+from pocketrec.report.results import read_records, tidy
+from pocketrec.report.statistics import finding, verdict
 
-_THEME = {plots.INK: "ink", plots.MUTED: "muted", plots.GRID: "rule", plots.ALARM: "alarm", plots.PAPER: "paper"}
-HALF = 6.0  # inches: a wider figure takes the whole width of the page
 _HARDWARE = {"cpu": "CPU", "cores": "Cores", "memory_gb": "Memory (GB)", "os": "System"}
 _HARDWARE |= {"gpu": "GPU", "driver": "Driver"}
 _SOFTWARE = {"commit": "Commit", "dirty": "Uncommitted changes", "python": "Python", "torch": "torch"}
@@ -46,13 +40,12 @@ def index(suite_dir: str | Path, title: str | None = None, question: str | None 
         title=title or suite_dir.resolve().name,
         question=question or _question(results),
         verdict=verdict(results),
-        findings={name: _sentence(finding(rows)) for name, rows in results.groupby("dataset")},
-        sections=_sections(found, results),
+        findings={name: finding(rows) for name, rows in results.groupby("dataset")},
+        data=_embedded(contents.contents(suite_dir, found, results)),
         dashboards=_dashboards(suite_dir),
         environments=environments,
         machines=_count_machines(environments["machines"]),
         troubles=_troubles(suite_dir, found),
-        groups=_groups(suite_dir, found),
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     with atomic(suite_dir / "index.html", "w") as file:
@@ -68,79 +61,9 @@ def _question(results: pd.DataFrame) -> str:
     return f"How much quality is left when the embedding tables shrink {by}, and at what speed?"
 
 
-def _sentence(text: str) -> str:
-    """Return a reason or finding as a sentence, without the type that its status already names."""
-    return text.removeprefix("Infeasible: ")
-
-
-def _sections(found: list[dict[str, Any]], results: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return for each dataset its headline table and pictures."""
-    points, samples = curves(found), speed(found)
-    return [
-        {"dataset": dataset, "table": _table(rows), "pictures": _pictures(dataset, rows, points, samples)}
-        for dataset, rows in results.groupby("dataset")
-    ]
-
-
-def _pictures(
-    dataset: str, rows: pd.DataFrame, points: pd.DataFrame, samples: pd.DataFrame
-) -> dict[str, dict[str, Any]]:
-    """Draw every picture of a dataset: those without anything to show are left out, save the status map."""
-    points, samples = (frame[frame["dataset"] == dataset] if len(frame) else frame for frame in (points, samples))
-    drawn = {"status": plots.status_map(rows)}
-    if rows["auc"].notna().any():
-        drawn = {"ratio": plots.auc_vs_ratio(rows), "bytes": plots.auc_vs_bytes(rows)} | drawn
-    if len(points):
-        drawn["curves"] = plots.learning_curves(points)
-    if len(samples):
-        drawn["latency"] = plots.latency(samples)
-    return {name: _picture(figure, f"{dataset} {name}") for name, figure in drawn.items()}
-
-
-def _picture(figure: Figure, name: str) -> dict[str, Any]:
-    """Return a figure as SVG; the title of a single panel becomes a caption, which wraps as the page does."""
-    titles = [ax.get_title(loc="left").replace("\n", " ") for ax in figure.axes]
-    caption = titles[0] if len(titles) == 1 else ""
-    if caption:
-        figure.axes[0].set_title("", loc="left")
-    return {"wide": figure.get_figwidth() > HALF, "caption": caption, "svg": _svg(figure, name, "; ".join(titles))}
-
-
-def _svg(figure: Figure, name: str, title: str) -> Markup:
-    """Return a figure as inline SVG whose text and lines take the page's font and colours, light or dark."""
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"| id="[\w.]+_\d+"', "", svg)  # inline SVG needs neither
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
-    for ink, variable in _THEME.items():
-        svg = svg.replace(ink, f"var(--{variable})")
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1))
-
-
-def _table(rows: pd.DataFrame) -> dict[str, Any]:
-    """Return the headline table of one dataset as rows of text cells, a group a requested ratio."""
-    table = summary(rows).dropna(subset="ratio_requested")
-    text, marks = cells(table), best(table)
-    marks = marks.reindex(columns=text.columns, fill_value=False)
-    groups: dict[str, list] = {}
-    for place, row in table.iterrows():
-        entry = {"label": label(row), "colour": plots.colour(row["method"]), "n": row["n"]}
-        entry |= {"status": row["status"], "reason": _sentence(row["reason"])}
-        entry["cells"] = list(zip(text.loc[place], marks.loc[place], strict=True))
-        groups.setdefault(times(row["ratio_requested"]), []).append(entry)
-    columns = [METRICS[name] for name in HEADLINE]
-    return {"columns": columns, "groups": groups, "batches": _batches(table), "marked": marks.any(axis=None)}
-
-
-def _batches(table: pd.DataFrame) -> str:
-    """Say at which batch size latency and throughput were measured."""
-    sizes = table[["latency_batch", "inference_batch"]].dropna().drop_duplicates()
-    parts = [f"latency at batch {small:,.0f}, throughput at batch {large:,.0f}" for small, large in sizes.values]
-    return "; ".join(parts)
+def _embedded(content: dict[str, Any]) -> Markup:
+    """Return JSON that stands inside a script element without ending it."""
+    return Markup(json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def _dashboards(suite_dir: Path) -> list[dict[str, Any]]:
@@ -148,7 +71,7 @@ def _dashboards(suite_dir: Path) -> list[dict[str, Any]]:
     return [
         {
             "name": page.stem.removeprefix("dashboard_").replace("_", " "),
-            "link": _link(suite_dir, page),
+            "link": quote(page.relative_to(suite_dir).as_posix()),
             "failed": _stopped(page.with_suffix(".ipynb")),
         }
         for page in pages
@@ -183,41 +106,4 @@ def _distinct(environments: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame
 
 def _troubles(suite_dir: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the runs that failed, timed ones included."""
-    return [_entry(suite_dir, record) for record in found if record["status"] in FAILURES]
-
-
-def _groups(suite_dir: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return every run, grouped by dataset and method."""
-    groups: dict[tuple[str, str], list] = {}
-    for record in found:
-        groups.setdefault((record["dataset"], record["method"]), []).append(_entry(suite_dir, record))
-    return [
-        {
-            "name": f"{dataset} · {method}",
-            "colour": plots.colour(method),
-            "runs": sorted(runs, key=lambda run: (run["order"], run["run"])),
-            "done": sum(run["status"] == "done" for run in runs),
-            "failed": sum(run["status"] in FAILURES for run in runs),
-        }
-        for (dataset, method), runs in sorted(groups.items())
-    ]
-
-
-def _entry(suite_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
-    folder = suite_dir / "runs" / record["run"]
-    files = {"notebook": ("run.html", "run.ipynb"), "record": ("record.json",), "log": ("log.txt",)}
-    present = {name: [folder / file for file in names if (folder / file).exists()] for name, names in files.items()}
-    auc = record.get("metrics", {}).get("test", {}).get("auc")
-    return {
-        "run": record["run"],
-        "order": record.get("ratio", float("inf")),
-        "status": record["status"],
-        "reason": record.get("reason", ""),
-        "auc": METRICS["auc"].text(auc if auc is not None else float("nan")),
-        "seconds": f"{record['seconds']:,.1f}" if "seconds" in record else "–",
-        "links": {name: _link(suite_dir, paths[0]) for name, paths in present.items() if paths},
-    }
-
-
-def _link(suite_dir: Path, path: Path) -> str:
-    return quote(path.relative_to(suite_dir).as_posix())
+    return [contents.run(suite_dir, record) for record in found if record["status"] in FAILURES]

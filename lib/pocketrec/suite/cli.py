@@ -42,6 +42,8 @@ app = typer.Typer(
 
 SUITES, RESULTS, TOOLS = "Suites", "Results", "Data and tools"
 
+KAGGLE, RIVALS = "criteo-kaggle", "POCKETREC_RIVALS"
+
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A name in params/suites, or a YAML file.")]
 Method = Annotated[str | None, typer.Option(help="Only these methods, separated by commas.")]
 Dataset = Annotated[str | None, typer.Option(help="Only these datasets.")]
@@ -172,22 +174,71 @@ def publish(suite: SuiteName) -> None:
 
 
 @app.command(rich_help_panel=RESULTS)
-def compare(a: SuiteName, b: SuiteName) -> None:
-    """Compare the results of two suites, or of two folders of results."""
+def bundle(
+    suite: SuiteName,
+    to: Annotated[Path | None, typer.Option(help="The file to write; beside the folder of results otherwise.")] = None,
+) -> None:
+    """Write one zip to send: page, notebooks, records, environment."""
     from pocketrec import report
 
-    typer.echo(report.compare(_results(a), _results(b)).to_string(index=False))
+    folder = _results(suite)
+    report.convert(folder)
+    path, left_out = report.bundle(folder, to, question=_title(suite))
+    _console().print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+    for name in left_out:
+        _console().print(f"left out, above 1 MB: {name}", soft_wrap=True)
+
+
+@app.command(rich_help_panel=RESULTS)
+def compare(
+    a: Annotated[str, typer.Argument(help="What was: a suite, a folder of results or a bundle.")],
+    b: Annotated[str, typer.Argument(help="What is.")],
+    page: Annotated[Path | None, typer.Option(help="Write the comparison as a page, too.")] = None,
+) -> None:
+    """Compare the results of two suites, folders or bundles."""
+    from pocketrec import report
+    from pocketrec.report.comparison import text
+
+    with report.unpacked(_results(a)) as one, report.unpacked(_results(b)) as other:
+        typer.echo(text(one, other))
+        if page:
+            _console().print(f"open {report.comparison_page(one, other, page)}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=TOOLS)
 def prepare(
     dataset: Annotated[str, typer.Argument(help="A name in params/datasets.")],
-    raw: Annotated[Path | None, typer.Option(help="Your own copy of the raw file.")] = None,
+    raw: Annotated[list[Path] | None, typer.Option(help="Your own copy of the raw file, or a folder of them.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch large raw files, or go on doing so.")] = False,
+    choose: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the set.")
+    ] = None,
 ) -> None:
-    """Fetch and prepare a dataset with its default options."""
+    """Fetch and prepare a dataset, with its default options where none are set."""
     from pocketrec import data
 
-    typer.echo(data.prepare(dataset, raw=raw))
+    if download:
+        typer.echo(f"licence: {data.licence(dataset)}", err=True)
+    folder = data.prepare(dataset, _options(choose or []), raw=raw or (), download=download)
+    for name, note in data.Dataset.open(folder).meta["notes"].items():
+        typer.echo(f"{name}: {note}", err=True)
+    typer.echo(folder)
+
+
+@app.command(rich_help_panel=TOOLS)
+def synth(
+    dataset: Annotated[str, typer.Argument(help="criteo-kaggle, criteo-tb or avazu.")],
+    rows: Annotated[int, typer.Option(min=10)],
+    out: Annotated[Path | None, typer.Option(help="Where to; a folder in the data folder.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write raw files in a dataset's original format, drawn from the planted teacher."""
+    from pocketrec import data, paths
+    from pocketrec.data import synth
+
+    folder = out or paths.DATA / "synth" / dataset
+    synth.write(dataset, folder, data.published_cardinalities(dataset), rows, seed=seed)
+    typer.echo(f"{folder}\nprepare them with: pocketrec prepare {dataset} --raw {folder}")
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -219,19 +270,34 @@ def sizes(
 
 @app.command(rich_help_panel=TOOLS)
 def bench(
-    dataset: Annotated[str, typer.Option(help="Whose tables' sizes are taken.")] = "planted",
-    dim: Annotated[int, typer.Option(min=1)] = 16,
-    ratio: Annotated[float, typer.Option(min=1)] = 100,
-    repeats: Annotated[int, typer.Option(min=1)] = 50,
+    tables: Annotated[str, typer.Option(help="Whose tables: a name in params/tables or params/datasets.")] = KAGGLE,
+    full: Annotated[bool, typer.Option("--full", help="Every size, width and setting: hours, not minutes.")] = False,
+    family: Annotated[str | None, typer.Option(help="table, robe, tensor_train, dlrm, ..., several by commas.")] = None,
+    dim: Annotated[str | None, typer.Option(help="Widths, by commas: 16, 64, 128.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Batch sizes, by commas: 1, 64, 2048, 65536.")] = None,
+    ids: Annotated[str | None, typer.Option(help="zipf, uniform.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Samples of each point that no one else disturbed.")] = 15,
+    patience: Annotated[float, typer.Option(min=0, help="Disturbed rounds taken again, per round.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
+    rivals: Annotated[Path | None, typer.Option(help="Folder of rivals' checkouts.", envvar=RIVALS)] = None,
+    add: Annotated[bool, typer.Option("--add", help="Keep what was measured before at other points.")] = False,
 ) -> None:
-    """Time lookup and training step of every method beside plain embedding bags, alone on the machine."""
-    from pocketrec import data, measure
+    """Time every family of lookups and its rivals, forward and training step, alone on the machine."""
+    from pocketrec import paths
+    from pocketrec.speed import running
     from pocketrec.suite import process
+    from pocketrec.suite.sizes import tables as find
 
-    cardinalities = data.load(dataset).cardinalities
+    cardinalities, _ = find(tables)
+    options = running.options(
+        full, family, dim, batch, ids, rounds=rounds, patience=patience, device=device, rivals=rivals
+    )
+    folder = paths.RESULTS / "speed"
     with process.locked(process.MACHINE_LOCK, give_up=lambda: False):  # alone on the machine
-        table = measure.bench(cardinalities, dim=dim, ratio=ratio, repeats=repeats)
-    typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
+        running.run(cardinalities, options, folder, add=add)
+    from pocketrec.report import speed
+
+    typer.echo(speed.overview(folder))
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -242,6 +308,23 @@ def doctor() -> None:
     console = _console()
     for name, value, advice in findings():
         console.print(f"{name:>10}  {value}" + (f"  [yellow]{advice}[/]" if advice else ""), soft_wrap=True)
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    """Read `name=value` as YAML reads `name: value`."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    options = {}
+    for pair in given:
+        name, sign, value = pair.partition("=")
+        try:
+            options[name] = YAML(typ="safe", pure=True).load(value)
+        except YAMLError:
+            sign = ""
+        if not sign:
+            raise UserError(f"--set {pair}: expected OPTION=VALUE, as --set id_cap=10_000_000")
+    return options
 
 
 def _console() -> Any:
@@ -301,11 +384,11 @@ def _title(name: str) -> str | None:
 
 
 def _results(name: str) -> Path:
-    """Folder of results of a suite given by name or file, or a folder as it is."""
+    """Folder of results of a suite given by name or file, or a folder or bundle as it is."""
     from pocketrec import paths
     from pocketrec.suite import spec
 
-    if Path(name).is_dir() and "/" in name:
+    if (Path(name).is_dir() and "/" in name) or Path(name).suffix == ".zip":
         return Path(name)
     return paths.RESULTS / spec.find(name).stem
 

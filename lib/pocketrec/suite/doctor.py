@@ -12,13 +12,15 @@ def findings() -> Iterator[tuple[str, str, str]]:
     """Yield name, value and, where something is missing, a word of advice."""
     import torch
 
-    from pocketrec.kernels import native
+    from pocketrec.kernels import gpu, native
 
     yield "python", platform.python_version(), ""
     yield "torch", torch.__version__, ""
     yield "cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()} threads", ""
     if torch.cuda.is_available():
         yield "GPU", torch.cuda.get_device_name(), ""
+        missing = gpu.problem("gather")
+        yield "kernels on it", "missing" if missing else "Triton", f"{missing}: plain PyTorch serves" if missing else ""
     else:
         yield "GPU", "none", ""
     for family in native.families():

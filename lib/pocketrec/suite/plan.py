@@ -23,6 +23,7 @@ SHARED_CODE = (
     "embeddings/*.py",
     "kernels/*.py",
     "kernels/csrc/*",
+    "kernels/gpu/*.py",
     "models/*.py",
     "data/prepared.py",
     "training.py",

@@ -33,6 +33,7 @@ CHOICES = {
     "table_optimizer": ("adagrad", "sgd", "adamw"),
     "schedule": ("constant", "plateau"),
     "updates": ("fused", "autograd"),
+    "precision": ("float32", "bf16"),
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -118,7 +118,7 @@ def _rows(options: Options, inputs: Inputs) -> Rows:
     if options.time:
         table = table.with_columns(_time(options, table, *options.time).alias(TIME))
     return encode(
-        table,
+        table.with_columns(pl.col(options.categorical).cast(pl.String)),
         label=label,
         categorical=options.categorical,
         dense={name: _number(name).fill_nan(None) for name in options.dense},

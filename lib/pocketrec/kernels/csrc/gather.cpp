@@ -33,15 +33,14 @@ inline int owner(i64 row, int threads) {
 
 // The positions [0, n) whose rows belong to this thread.
 const u32* mine(const i64* index, i64 n, i64& count) {
-  static thread_local std::vector<u32> list;
+  u32* const list = positions(n + 1);
   const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-  if (static_cast<i64>(list.size()) < n + 1) list.resize(n + 1);
   count = 0;
   for (i64 j = 0; j < n; ++j) {
     list[count] = static_cast<u32>(j);
     count += owner(index[j], threads) == thread;  // no branch: it could not be foreseen
   }
-  return list.data();
+  return list;
 }
 
 }  // namespace
@@ -56,7 +55,10 @@ extern "C" i64 check_int64(const i64* ids, const i64* limits, i64 batch, i64 fea
 
 // Returns the first position whose index lies outside the table, or -1; then nothing has been read.
 extern "C" i64 gather(const float* table, const i64* index, float* out, i64 rows, i64 width, i64 n, int threads) {
-  if (const i64 bad = check(index, &rows, nullptr, n, 1, threads); bad >= 0) return bad;
+  bool outside = false;
+#pragma omp parallel for num_threads(threads) reduction(| : outside) if (threads > 1)
+  for (i64 j = 0; j < n; ++j) outside |= static_cast<u64>(index[j]) >= static_cast<u64>(rows);
+  if (outside) return check(index, &rows, nullptr, n, 1, 1);
   with_width(width, [&](auto w) {
     constexpr int W = decltype(w)::value;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)

@@ -30,27 +30,41 @@ inline void pieces(i64 start, i64 block, i64 end, i64 size, F f) {
   }
 }
 
-// Calls f(j, start, end, size) for every block that touches [low, high), in the order of the batch.
+// Calls f(j, start, end, size) for every block that touches [low, high), in the order of the batch; `array` is asked
+// for ahead of that.
 template <class F>
-inline void touching(const i64* starts, i64 batch, i64 features, i64 blocks, const Windows& windows, i64 block, i64 low,
-                     i64 high, F f) {
-  static thread_local std::vector<u32> list;
-  if (static_cast<i64>(list.size()) < features * blocks + 1) list.resize(features * blocks + 1);
-  for (i64 b = 0; b < batch; ++b) {
-    const i64* of_sample = starts + b * features * blocks;
+inline void touching(const float* array, const i64* starts, i64 batch, i64 features, i64 blocks, const Windows& windows,
+                     i64 block, i64 low, i64 high, F f) {
+  const i64 stride = features * blocks;
+  u32* const list = positions(CHUNK * stride + 1);
+  for (i64 first = 0; first < batch; first += CHUNK) {
+    const i64 samples = std::min(CHUNK, batch - first);
+    const i64* placed = starts + first * stride;
     i64 count = 0;
-    for (i64 k = 0; k < features; ++k) {
-      const i64 end = windows.end(k);
-      for (i64 c = 0; c < blocks; ++c) {
-        const i64 at = k * blocks + c, start = of_sample[at];
+    // no branch: it could not be foreseen
+    if (windows.count == 1) {
+      const i64 end = windows.end(0), span = high - low + block - 1, from = low - block + 1, last = end - block;
+      for (i64 at = 0; at < samples * stride; ++at) {
         list[count] = static_cast<u32>(at);
-        // no branch: it could not be foreseen
-        count += ((start < high) & (start + block > low)) | (start + block > end);
+        count += (static_cast<u64>(placed[at] - from) < static_cast<u64>(span)) | (placed[at] > last);
+      }
+    } else {
+      for (i64 at = 0, b = 0; b < samples; ++b) {
+        for (i64 k = 0; k < features; ++k) {
+          const i64 end = windows.end(k);
+          for (i64 c = 0; c < blocks; ++c, ++at) {
+            list[count] = static_cast<u32>(at);
+            count += ((placed[at] < high) & (placed[at] + block > low)) | (placed[at] + block > end);
+          }
+        }
       }
     }
+    const bool one = windows.count == 1;
+    const i64 end = windows.end(0), size = windows.size(0);
     for (i64 i = 0; i < count; ++i) {
-      const i64 k = windows.count > 1 ? list[i] / blocks : 0;
-      f(b * features * blocks + list[i], of_sample[list[i]], windows.end(k), windows.size(k));
+      if (i + AHEAD < count) prefetch_span<1>(array + placed[list[i + AHEAD]], block);
+      const i64 at = list[i], k = one ? 0 : at / blocks % features;
+      f(first * stride + at, placed[at], one ? end : windows.end(k), one ? size : windows.size(k));
     }
   }
 }
@@ -60,9 +74,9 @@ void add_range(float* to, const i64* starts, const float* gradient, i64 batch, i
                const Windows& windows, i64 block, i64 low, i64 high, float scale) {
   with_width(block, [&](auto z) {
     constexpr int Z = decltype(z)::value;
-    touching(starts, batch, features, blocks, windows, block, low, high, [&](i64 j, i64 start, i64 end, i64 size) {
+    touching(to, starts, batch, features, blocks, windows, block, low, high, [&](i64 j, i64 start, i64 end, i64 size) {
       const float* from = gradient + j * block;
-      if (start >= low && start + block <= std::min(end, high)) {
+      if (__builtin_expect(start >= low && start + block <= std::min(end, high), 1)) {
         add<Z>(to + start, from, block, scale);
         return;
       }
@@ -81,8 +95,50 @@ inline void my_range(i64 size, i64& low, i64& high) {
   high = std::min(size, lines * (thread + 1) / threads * LINE);
 }
 
-// Before it is reduced: modulo 2^64, which no product of unsigned numbers can overflow.
-inline u64 hashed(u64 multiplier, u64 x, u64 table, u64 piece) { return multiplier * x + table + piece; }
+// A hash with its constants, and the windows with what reduces a hash to them.
+struct Placing {
+  const i64 *table, *piece, *multiplier;
+  const unsigned char* own;
+  int hash;
+  i64 block;
+  Windows windows;
+  std::vector<Modulo> moduli;
+
+  u64 sum(u64 x, i64 f, i64 c) const { return multiplier[c] * x + table[f] + piece[c]; }
+};
+
+// to[samples, features, blocks]: where blocks start. B is the number of blocks, or 0 for any.
+template <int B>
+void place(const Placing& by, const i64* ids, i64 samples, i64 features, i64 any, i64* to) {
+  static const Modulo prime(AUTHORS_PRIME);
+  const i64 blocks = B ? B : any;
+  for (i64 b = 0; b < samples; ++b, ids += features, to += features * blocks) {
+    if (by.hash == MULTIPLY_SHIFT && by.windows.count == 1 && !by.own) {
+      const u64 size = by.windows.size(0), base = by.windows.bases[0];
+      for (i64 f = 0; f < features; ++f) {
+        for (i64 c = 0; c < blocks; ++c) to[f * blocks + c] = base + ((by.sum(ids[f], f, c) >> 32) * size >> 32);
+      }
+      continue;
+    }
+    for (i64 f = 0; f < features; ++f) {
+      const i64 w = by.windows.count > 1 ? f : 0, base = by.windows.bases[w];
+      const u64 x = ids[f], size = by.windows.sizes[w];
+      const Modulo& modulo = by.moduli[w];
+      i64* at = to + f * blocks;
+      if (by.own && by.own[f]) {
+        for (i64 c = 0; c < blocks; ++c) at[c] = base + (x * blocks + c) * by.block;
+      } else if (by.hash == UNIVERSAL) {
+        for (i64 c = 0; c < blocks; ++c) {
+          at[c] = base + modulo(add_p(multiply_add(by.multiplier[c], x, by.table[f]), by.piece[c]));
+        }
+      } else if (by.hash == MULTIPLY_SHIFT) {
+        for (i64 c = 0; c < blocks; ++c) at[c] = base + ((by.sum(x, f, c) >> 32) * size >> 32);
+      } else {
+        for (i64 c = 0; c < blocks; ++c) at[c] = base + modulo(prime(by.sum(x, f, c)));
+      }
+    }
+  }
+}
 
 inline void adagrad_element(float& weight, float& total, float gradient, float lr, float eps) {
   total += gradient * gradient;
@@ -91,69 +147,48 @@ inline void adagrad_element(float& weight, float& total, float gradient, float l
 
 }  // namespace
 
-// Places blocks, starts[batch, features, blocks] = hash(multiplier[block] * id + table[feature] + piece[block]) in the
-// window, or the id's own place where own[feature]; and reads them, out[batch, features, blocks, block], unless out is null.
+// Places blocks, starts[batch, features, blocks] = hash(multiplier[block] * id + table[feature] + piece[block]) in the window,
+// or the id's own place where own[feature]; and reads them, out[batch, features, blocks, block], unless out is null.
 // starts may be null too.
 extern "C" void read_blocks(const float* array, const i64* ids, const i64* table, const i64* piece,
                             const i64* multiplier, const i64* sizes, const i64* bases, const unsigned char* own,
                             i64* starts, float* out, i64 batch, i64 features, i64 blocks, i64 window_count, i64 block,
                             int hash, int threads) {
-  const Windows windows{sizes, bases, window_count};
-  std::vector<Modulo> moduli;
+  Placing by{table, piece, multiplier, own, hash, block, {sizes, bases, window_count}, {}};
+  const Windows& windows = by.windows;
   for (i64 w = 0; w < window_count; ++w) {
-    moduli.emplace_back(std::max<i64>(1, hash == AUTHORS ? sizes[w] - block + 1 : sizes[w]));
+    by.moduli.emplace_back(std::max<i64>(1, hash == AUTHORS ? sizes[w] - block + 1 : sizes[w]));
   }
-  const Modulo prime(AUTHORS_PRIME);
   const i64 stride = features * blocks;
-  with_width(block, [&](auto z) {
-    constexpr int Z = decltype(z)::value;
 #pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-      std::vector<i64> chunk(CHUNK * stride);
+  {
+    static thread_local std::vector<i64> chunk;
+    if (static_cast<i64>(chunk.size()) < CHUNK * stride) chunk.resize(CHUNK * stride);
 #pragma omp for schedule(static)
-      for (i64 first = 0; first < batch; first += CHUNK) {
-        const i64 samples = std::min(CHUNK, batch - first);
-        i64* placed = starts ? starts + first * stride : chunk.data();
-        for (i64 k = 0; k < samples * features; ++k) {
-          const i64 f = k % features, w = window_count > 1 ? f : 0;
-          const u64 x = ids[first * features + k];
-          i64* to = placed + k * blocks;
-          if (own && own[f]) {
-            for (i64 c = 0; c < blocks; ++c) to[c] = bases[w] + (x * blocks + c) * block;
-          } else if (hash == UNIVERSAL) {
-            for (i64 c = 0; c < blocks; ++c) {
-              to[c] = bases[w] + moduli[w](add_p(multiply_add(multiplier[c], x, table[f]), piece[c]));
-            }
-          } else if (hash == MULTIPLY_SHIFT) {
-            for (i64 c = 0; c < blocks; ++c) {
-              to[c] = bases[w] + ((hashed(multiplier[c], x, table[f], piece[c]) >> 32) * u64(sizes[w]) >> 32);
-            }
-          } else {
-            for (i64 c = 0; c < blocks; ++c) {
-              to[c] = bases[w] + moduli[w](prime(hashed(multiplier[c], x, table[f], piece[c])));
-            }
-          }
-          if (out) {
-            for (i64 c = 0; c < blocks; ++c) prefetch(array + to[c], block);
-          }
-        }
-        if (!out) continue;
+    for (i64 first = 0; first < batch; first += CHUNK) {
+      const i64 samples = std::min(CHUNK, batch - first), count = samples * stride;
+      i64* placed = starts ? starts + first * stride : chunk.data();
+      with_width(blocks, [&](auto b) {
+        place<decltype(b)::value>(by, ids + first * features, samples, features, blocks, placed);
+      });
+      if (!out) continue;
+      with_width(block, [&](auto z) {
+        constexpr int Z = decltype(z)::value;
         float* row = out + first * stride * block;
-        for (i64 k = 0; k < samples * features; ++k) {
-          const i64 f = window_count > 1 ? k % features : 0, end = windows.end(f), size = windows.size(f);
-          for (i64 c = 0; c < blocks; ++c, row += block) {
-            const i64 start = placed[k * blocks + c];
-            if (__builtin_expect(start + block <= end, 1)) {
-              copy<Z>(row, array + start, block);
-            } else {
-              pieces(start, block, end, size,
-                     [&](i64 place, i64 at, i64 length) { copy<0>(row + place, array + at, length); });
-            }
+        for (i64 j = 0; j < std::min<i64>(AHEAD, count); ++j) prefetch_span<0>(array + placed[j], block);
+        for (i64 j = 0; j < count; ++j, row += block) {
+          if (j + AHEAD < count) prefetch_span<0>(array + placed[j + AHEAD], block);
+          const i64 start = placed[j], f = windows.count > 1 ? j / blocks % features : 0, end = windows.end(f);
+          if (__builtin_expect(start + block <= end, 1)) {
+            copy<Z>(row, array + start, block);
+          } else {
+            pieces(start, block, end, windows.size(f),
+                   [&](i64 place, i64 at, i64 length) { copy<0>(row + place, array + at, length); });
           }
         }
-      }
+      });
     }
-  });
+  }
 }
 
 // array += scale * gradients of the blocks
@@ -188,7 +223,7 @@ extern "C" void adagrad_blocks(float* array, float* total, float* scratch, const
     } else {
       static thread_local Groups groups;
       groups.start(1024);
-      touching(starts, batch, features, blocks, windows, block, low, high, [&](i64 j, i64 start, i64 end, i64 size) {
+      touching(array, starts, batch, features, blocks, windows, block, low, high, [&](i64 j, i64 start, i64 end, i64 size) {
         pieces(start, block, end, size, [&](i64, i64 at, i64 length) {
           const i64 first = std::max(at, low), last = std::min(at + length, high);
           if (first >= last) return;
@@ -225,15 +260,13 @@ extern "C" void flip(const float* values, const i64* ids, const i64* table, cons
                      float* out, i64 batch, i64 features, i64 dim, int hash, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (i64 k = 0; k < batch * features; ++k) {
-    const u64 x = ids[k], f = k % features;
+    const u64 x = ids[k], of_table = table[k % features];
     const float* from = values + k * dim;
     float* to = out + k * dim;
-    if (hash == UNIVERSAL) {
-      for (i64 i = 0; i < dim; ++i) {
-        to[i] = add_p(multiply_add(multiplier[i], x, table[f]), piece[i]) & 1 ? from[i] : -from[i];
-      }
-    } else {
-      for (i64 i = 0; i < dim; ++i) to[i] = hashed(multiplier[i], x, table[f], piece[i]) >> 63 ? from[i] : -from[i];
+    for (i64 i = 0; i < dim; ++i) {
+      const bool keep = hash == UNIVERSAL ? add_p(multiply_add(multiplier[i], x, of_table), piece[i]) & 1
+                                          : (multiplier[i] * x + of_table + piece[i]) >> 63;
+      to[i] = keep ? from[i] : -from[i];
     }
   }
 }

@@ -1,0 +1,51 @@
+"""Triton kernels for a GPU, one file a family, imported when a tensor on a GPU first asks for them.
+
+Where triton is missing `library` returns None and plain PyTorch serves. A kernel reads and writes nothing outside
+its tensors: what an index outside them names is read as zeros and never written, since a device cannot raise.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pocketrec.kernels import native
+
+
+def library(family: str, *floats: Tensor) -> ModuleType | None:
+    """Return a family's functions if these numbers are what they take: contiguous, on a GPU, of its `DTYPES`."""
+    if not native.on() or not all(on_gpu(numbers) and numbers.is_contiguous() for numbers in floats):
+        return None
+    found = _load(family)[0]
+    return found if found and all(numbers.dtype in found.DTYPES for numbers in floats) else None
+
+
+def problem(family: str) -> str:
+    """Return why a family's kernels cannot be had; empty where they can."""
+    return _load(family)[1]
+
+
+def on_gpu(numbers: Tensor) -> bool:
+    """Return whether a tensor is where Triton's kernels run."""
+    return numbers.is_cuda
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Start a kernel on the device of its first tensor; no program, no launch."""
+    if programs:
+        with torch.cuda.device_of(arguments[0]):
+            kernel[(programs,)](*arguments, **constants)
+
+
+@cache
+def _load(family: str) -> tuple[ModuleType | None, str]:
+    try:
+        import_module("triton")
+    except ImportError as error:
+        return None, f"no triton: {error} (pip install 'pocketrec[gpu]')"
+    return import_module(f"{__name__}.{family}"), ""

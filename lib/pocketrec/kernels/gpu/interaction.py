@@ -1,0 +1,138 @@
+"""Lookup and dot interaction on a GPU; `pocketrec.kernels.interaction` has the formula.
+
+One program a sample; its vectors never leave the chip. What moves is ids, the first vector, the numbers looked up (from
+the L2 cache where a ROBE array fits it) and the products; blocks are placed by a launch before, 16 bytes a block. With
+26 features and vectors of 128 numbers, rows move 2.1 kB a sample beside the lookups, blocks of 32 numbers 3.8 kB;
+embeddings written and read again would be 27 kB more. Products are float32 unless torch allows
+TF32 (`torch.set_float32_matmul_precision`).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pocketrec.kernels.gpu import launch
+from pocketrec.kernels.gpu.robe import place_blocks, where, wrapped
+
+DTYPES = (torch.float32,)
+LEAST = 16  # rows and columns of a matrix product on a GPU
+CHUNK = 32  # more numbers of a vector than that are multiplied in turns
+
+
+@triton.jit
+def _store(p_out, b_products, i_b, VECTORS: tl.constexpr, BLOCK_V: tl.constexpr):
+    """Store the products below the diagonal of [BLOCK_V, BLOCK_V]."""
+    o_i, o_j = tl.arange(0, BLOCK_V)[:, None], tl.arange(0, BLOCK_V)[None, :]
+    o_pair = i_b * (VECTORS * (VECTORS - 1) // 2) + o_i * (o_i - 1) // 2 + o_j
+    tl.store(p_out + o_pair, b_products, mask=(o_j < o_i) & (o_i < VECTORS))
+
+
+@triton.jit
+def _rows(
+    p_table,
+    p_index,
+    p_first,
+    p_out,
+    rows,
+    VECTORS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_b = tl.program_id(0).to(tl.int64)
+    o_v = tl.arange(0, BLOCK_V)
+    o_f = o_v - (VECTORS - FEATURES)
+    # [BLOCK_V]
+    b_index = tl.load(p_index + i_b * FEATURES + o_f, mask=(o_f >= 0) & (o_f < FEATURES), other=-1).to(tl.int64)
+    m_row = (b_index >= 0) & (b_index < rows)
+    b_products = tl.zeros([BLOCK_V, BLOCK_V], tl.float32)
+    for w in range(0, WIDTH, BLOCK_W):
+        o_w = w + tl.arange(0, BLOCK_W)
+        m_w = o_w < WIDTH
+        # [BLOCK_V, BLOCK_W]
+        b_vectors = tl.load(p_table + b_index[:, None] * WIDTH + o_w, mask=m_row[:, None] & m_w, other=0)
+        if p_first is not None:
+            b_first = tl.load(p_first + i_b * WIDTH + o_w, mask=m_w, other=0)
+            b_vectors = tl.where(o_v[:, None] == 0, b_first, b_vectors)
+        b_products = tl.dot(b_vectors, tl.trans(b_vectors), b_products, input_precision=PRECISION)
+    _store(p_out, b_products, i_b, VECTORS, BLOCK_V)
+
+
+@triton.jit
+def _blocks(
+    p_array,
+    p_starts,
+    p_first,
+    p_sizes,
+    p_bases,
+    p_out,
+    VECTORS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    PIECES: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_b = tl.program_id(0).to(tl.int64)
+    o_v = tl.arange(0, BLOCK_V)
+    o_f = o_v - (VECTORS - FEATURES)
+    m_f = (o_f >= 0) & (o_f < FEATURES)
+    # [BLOCK_V]
+    b_base = tl.load(p_bases + o_f * STRIDE, mask=m_f, other=0)
+    b_size = tl.load(p_sizes + o_f * STRIDE, mask=m_f, other=0)
+    b_products = tl.zeros([BLOCK_V, BLOCK_V], tl.float32)
+    for d in range(0, PIECES * BLOCK_SIZE, BLOCK_D):
+        o_d = d + tl.arange(0, BLOCK_D)
+        m_d = o_d < PIECES * BLOCK_SIZE
+        # [BLOCK_V, BLOCK_D]
+        m_vectors = m_f[:, None] & m_d
+        o_block = (i_b * FEATURES + o_f[:, None]) * PIECES + o_d // BLOCK_SIZE
+        b_start = tl.load(p_starts + o_block, mask=m_vectors, other=0)
+        b_element, m_inside = wrapped(b_start, b_base[:, None], b_size[:, None], o_d % BLOCK_SIZE)
+        b_vectors = tl.load(p_array + b_element, mask=m_vectors & m_inside, other=0)
+        if p_first is not None:
+            b_first = tl.load(p_first + i_b * PIECES * BLOCK_SIZE + o_d, mask=m_d, other=0)
+            b_vectors = tl.where(o_v[:, None] == 0, b_first, b_vectors)
+        b_products = tl.dot(b_vectors, tl.trans(b_vectors), b_products, input_precision=PRECISION)
+    _store(p_out, b_products, i_b, VECTORS, BLOCK_V)
+
+
+def pair_rows(table: Tensor, index: Tensor, first: Tensor | None) -> Tensor:
+    """Read rows and pair them, as `pocketrec.kernels.interaction.pair_rows` does."""
+    out, shape = _shape(table, index, first)
+    shape |= {"WIDTH": table.shape[1], "BLOCK_W": _chunk(table.shape[1])}
+    launch(_rows, len(index), table, index.contiguous(), _whole(first), out, len(table), **shape)
+    return out
+
+
+def pair_blocks(array: Tensor, ids: Tensor, first: Tensor | None, *placing: Tensor | int | None) -> Tensor:
+    """Read blocks and pair them, as `pocketrec.kernels.interaction.pair_blocks` does."""
+    starts, (sizes, bases, block_size) = place_blocks(ids, *placing), placing[4:7]
+    out, shape = _shape(array, ids, first)
+    shape |= {**where(starts, sizes, block_size), "BLOCK_D": _chunk(starts.shape[2] * block_size)}
+    launch(_blocks, len(ids), array, starts, _whole(first), sizes, bases, out, **shape)
+    return out
+
+
+def _chunk(width: int) -> int:
+    """Return how many numbers of every vector are on chip at once."""
+    return min(CHUNK, max(LEAST, triton.next_power_of_2(width)))
+
+
+def _whole(first: Tensor | None) -> Tensor | None:
+    return None if first is None else first.contiguous()
+
+
+def _shape(numbers: Tensor, ids: Tensor, first: Tensor | None) -> tuple[Tensor, dict[str, int | str]]:
+    """Return where the products go, and the constants that both kernels know."""
+    batch, features = ids.shape
+    vectors = features + (first is not None)
+    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    shape = {"VECTORS": vectors, "FEATURES": features, "PRECISION": precision}
+    shape["BLOCK_V"] = max(LEAST, triton.next_power_of_2(vectors))
+    return numbers.new_empty(batch, vectors * (vectors - 1) // 2), shape

@@ -1,0 +1,242 @@
+"""Blocks of one array on a GPU; `pocketrec.kernels.robe` has the formulas.
+
+To read takes two launches: one places every block, one thread each, so that no hash is computed twice, and writes its
+start (8 bytes); one reads starts, reads the array, from the L2 cache where it fits, and writes every embedding once. No
+element index is kept. To train or sum reads starts and gradients once and adds to the array by float32 atomics, in
+whichever order they arrive: sums may differ in their last bits from run to run. Adagrad then passes over the array
+once, reading sums and changing what they touch.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pocketrec.kernels.gpu import launch, universal_hash
+
+DTYPES = (torch.float32,)
+TILE = 2048  # numbers a program moves
+PLACED = 256  # blocks a program places
+UNIVERSAL, MULTIPLY_SHIFT = tl.constexpr(0), tl.constexpr(1)
+AUTHORS_PRIME = tl.constexpr(2038074743)
+
+
+@triton.jit
+def hashed(b_id, b_table, b_piece, b_multiplier, KIND: tl.constexpr):
+    """Hash (feature, id, piece), uint64."""
+    b_id, b_table, b_piece = b_id.to(tl.uint64), b_table.to(tl.uint64), b_piece.to(tl.uint64)
+    b_multiplier = b_multiplier.to(tl.uint64)
+    if KIND == UNIVERSAL:
+        return universal_hash.add(universal_hash.add(universal_hash.multiply(b_multiplier, b_id), b_table), b_piece)
+    total = b_id * b_multiplier + b_table + b_piece
+    return total >> 32 if KIND == MULTIPLY_SHIFT else total % AUTHORS_PRIME
+
+
+@triton.jit
+def wrapped(b_start, b_base, b_size, o_z):
+    """Return elements of blocks, which wrap around in their windows, and whether they are inside."""
+    b_within = b_start - b_base + o_z
+    b_within = tl.where(b_within >= b_size, b_within - b_size, b_within)
+    return b_base + b_within, (b_within >= 0) & (b_within < b_size)
+
+
+@triton.jit
+def _place(
+    p_ids,
+    p_table,
+    p_piece,
+    p_multiplier,
+    p_sizes,
+    p_bases,
+    p_own,
+    p_starts,
+    count,
+    FEATURES: tl.constexpr,
+    PIECES: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    o_n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_n, o_row, o_c = o_n < count, o_n // PIECES, o_n % PIECES
+    o_f = o_row % FEATURES
+    # [BLOCK]
+    b_id = tl.load(p_ids + o_row, mask=m_n, other=0).to(tl.int64)
+    b_size = tl.load(p_sizes + o_f * STRIDE, mask=m_n, other=BLOCK_SIZE)
+    b_table = tl.load(p_table + o_f, mask=m_n, other=0)
+    b_piece = tl.load(p_piece + o_c, mask=m_n, other=0)
+    b_multiplier = tl.load(p_multiplier + o_c, mask=m_n, other=0)
+    b_hash = hashed(b_id, b_table, b_piece, b_multiplier, KIND)
+    if KIND == UNIVERSAL:
+        b_start = b_hash % b_size.to(tl.uint64)
+    elif KIND == MULTIPLY_SHIFT:
+        b_start = (b_hash * b_size.to(tl.uint64)) >> 32
+    else:
+        b_start = b_hash % (b_size - BLOCK_SIZE + 1).to(tl.uint64)
+    b_start = b_start.to(tl.int64)
+    if p_own is not None:
+        b_own = tl.load(p_own + o_f, mask=m_n, other=0)
+        b_start = tl.where(b_own != 0, (b_id * PIECES + o_c) * BLOCK_SIZE, b_start)
+    b_start += tl.load(p_bases + o_f * STRIDE, mask=m_n, other=0)
+    tl.store(p_starts + o_n, b_start, mask=m_n)
+
+
+@triton.jit
+def _read(
+    p_array,
+    p_starts,
+    p_sizes,
+    p_bases,
+    p_out,
+    count,
+    FEATURES: tl.constexpr,
+    PIECES: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_Z: tl.constexpr,
+):
+    o_n, o_z = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_Z)
+    m_n, o_f = o_n < count, o_n // PIECES % FEATURES
+    # [BLOCK_N]
+    b_start = tl.load(p_starts + o_n, mask=m_n, other=0)
+    b_base = tl.load(p_bases + o_f * STRIDE, mask=m_n, other=0)
+    b_size = tl.load(p_sizes + o_f * STRIDE, mask=m_n, other=0)
+    # [BLOCK_N, BLOCK_Z]
+    b_element, m_inside = wrapped(b_start[:, None], b_base[:, None], b_size[:, None], o_z)
+    m_out = m_n[:, None] & (o_z < BLOCK_SIZE)
+    b_out = tl.load(p_array + b_element, mask=m_out & m_inside, other=0)
+    tl.store(p_out + o_n[:, None] * BLOCK_SIZE + o_z, b_out, mask=m_out)
+
+
+@triton.jit
+def _add(
+    p_array,
+    p_starts,
+    p_gradient,
+    p_sizes,
+    p_bases,
+    count,
+    scale,
+    FEATURES: tl.constexpr,
+    PIECES: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_Z: tl.constexpr,
+):
+    o_n, o_z = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_Z)
+    m_n, o_f = o_n < count, o_n // PIECES % FEATURES
+    # [BLOCK_N]
+    b_start = tl.load(p_starts + o_n, mask=m_n, other=0)
+    b_base = tl.load(p_bases + o_f * STRIDE, mask=m_n, other=0)
+    b_size = tl.load(p_sizes + o_f * STRIDE, mask=m_n, other=0)
+    # [BLOCK_N, BLOCK_Z]
+    b_element, m_inside = wrapped(b_start[:, None], b_base[:, None], b_size[:, None], o_z)
+    m_add = m_n[:, None] & (o_z < BLOCK_SIZE) & m_inside
+    b_gradient = tl.load(p_gradient + o_n[:, None] * BLOCK_SIZE + o_z, mask=m_add, other=0)
+    tl.atomic_add(p_array + b_element, b_gradient * scale, mask=m_add, sem="relaxed")
+
+
+@triton.jit
+def _adagrad(p_array, p_total, p_summed, count, lr, eps, BLOCK: tl.constexpr):
+    o_n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    # [BLOCK]
+    b_summed = tl.load(p_summed + o_n, mask=o_n < count, other=0)
+    m_touched = b_summed != 0
+    b_total = tl.load(p_total + o_n, mask=m_touched, other=1) + b_summed * b_summed
+    b_array = tl.load(p_array + o_n, mask=m_touched, other=0)
+    tl.store(p_total + o_n, b_total, mask=m_touched)
+    tl.store(p_array + o_n, b_array - lr * b_summed / (tl.sqrt(b_total) + eps), mask=m_touched)
+
+
+@triton.jit
+def _flip(
+    p_values,
+    p_ids,
+    p_table,
+    p_piece,
+    p_multiplier,
+    p_out,
+    count,
+    FEATURES: tl.constexpr,
+    DIM: tl.constexpr,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    o_n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_n, o_row = o_n < count, o_n // DIM
+    # [BLOCK]
+    b_id = tl.load(p_ids + o_row, mask=m_n, other=0)
+    b_table = tl.load(p_table + o_row % FEATURES, mask=m_n, other=0)
+    b_piece = tl.load(p_piece + o_n % DIM, mask=m_n, other=0)
+    b_multiplier = tl.load(p_multiplier + o_n % DIM, mask=m_n, other=0)
+    b_hash = hashed(b_id, b_table, b_piece, b_multiplier, KIND)
+    b_bit = b_hash & 1 if KIND == UNIVERSAL else b_hash >> 31
+    b_value = tl.load(p_values + o_n, mask=m_n, other=0)
+    tl.store(p_out + o_n, tl.where(b_bit != 0, b_value, -b_value), mask=m_n)
+
+
+def place_blocks(
+    ids: Tensor,
+    table: Tensor,
+    piece: Tensor,
+    multiplier: Tensor,
+    kind: int,
+    sizes: Tensor,
+    bases: Tensor,
+    block_size: int,
+    own: Tensor | None,
+) -> Tensor:
+    """Return where blocks start: ids [batch, features] -> int64 [batch, features, pieces]."""
+    starts = ids.new_empty(*ids.shape, len(piece), dtype=torch.int64)
+    tensors = (ids.contiguous(), table, piece, multiplier, sizes, bases, own, starts)
+    shape = {**where(starts, sizes, block_size), "KIND": kind, "BLOCK": PLACED}
+    launch(_place, triton.cdiv(starts.numel(), PLACED), *tensors, starts.numel(), **shape)
+    return starts
+
+
+def read_blocks(array: Tensor, ids: Tensor, *placing: Tensor | int | None) -> tuple[Tensor, Tensor]:
+    """Read blocks and return them with their starts, as `pocketrec.kernels.robe.read_blocks` does."""
+    starts, (sizes, bases, block_size) = place_blocks(ids, *placing), placing[4:7]
+    out = array.new_empty(*ids.shape, starts.shape[2] * block_size)
+    programs, shape = _tiles(starts, sizes, block_size)
+    launch(_read, programs, array, starts, sizes, bases, out, starts.numel(), **shape)
+    return out, starts
+
+
+def add_blocks(
+    array: Tensor, starts: Tensor, gradient: Tensor, sizes: Tensor, bases: Tensor, block_size: int, scale: float
+) -> None:
+    """Add scaled gradients of blocks to an array, in place."""
+    programs, shape = _tiles(starts, sizes, block_size)
+    launch(_add, programs, array, starts.contiguous(), gradient, sizes, bases, starts.numel(), scale, **shape)
+
+
+def adagrad(array: Tensor, total: Tensor, summed: Tensor, lr: float, eps: float) -> None:
+    """Apply Adagrad element by element, in place."""
+    launch(_adagrad, triton.cdiv(len(array), TILE), array, total, summed, len(array), lr, eps, BLOCK=TILE)
+
+
+def flip(values: Tensor, ids: Tensor, table: Tensor, piece: Tensor, multiplier: Tensor, kind: int) -> Tensor:
+    """Multiply every value by +1 or -1, as `pocketrec.kernels.robe.flip` does."""
+    out, (features, dim) = torch.empty_like(values), values.shape[1:]
+    tensors = (values, ids.contiguous(), table, piece, multiplier, out)
+    shape = {"FEATURES": features, "DIM": dim, "BLOCK": TILE}
+    launch(_flip, triton.cdiv(values.numel(), TILE), *tensors, values.numel(), KIND=kind, **shape)
+    return out
+
+
+def where(starts: Tensor, sizes: Tensor, block_size: int) -> dict[str, int]:
+    """Return the constants by which a kernel finds the window of a block of starts [batch, features, pieces]."""
+    _, features, pieces = starts.shape
+    return {"FEATURES": features, "PIECES": pieces, "BLOCK_SIZE": block_size, "STRIDE": int(len(sizes) > 1)}
+
+
+def _tiles(starts: Tensor, sizes: Tensor, block_size: int) -> tuple[int, dict[str, int]]:
+    """Return the number of programs over all blocks, and the constants of their kernel."""
+    block_z = triton.next_power_of_2(block_size)
+    block_n = max(1, TILE // block_z)
+    shape = {**where(starts, sizes, block_size), "BLOCK_N": block_n, "BLOCK_Z": block_z}
+    return triton.cdiv(starts.numel(), block_n), shape

@@ -1,0 +1,92 @@
+"""A suite's results as one file to send: page, executed notebooks, records, table, and what to install."""
+
+import getpass
+import re
+import shutil
+import socket
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pocketrec import paths
+from pocketrec.errors import UserError
+from pocketrec.files import atomic
+from pocketrec.report.results import collect
+from pocketrec.report.site import index
+
+PATTERNS = ("runs/*/*/*/record.json", "runs/*/*/*/run.*", "runs/*/*/*/log.txt", "dashboards/*.*")
+ENVIRONMENT = ("constraints.txt", "environment.yml", "pyproject.toml")
+LARGEST = 1_000_000  # bytes of a notebook
+
+
+def bundle(
+    suite_dir: str | Path, target: str | Path | None = None, question: str | None = None
+) -> tuple[Path, list[str]]:
+    """Write a suite's results into one zip, by default beside its folder; return it and the notebooks left out.
+
+    It opens anywhere, and `compare` takes it. Models and predictions stay behind, and so do notebooks above 1 MB,
+    with their pages. The paths of this machine, its name and that of its user are taken out of every text.
+
+    Raises:
+        UserError: when the folder has no record.
+    """
+    suite_dir = Path(suite_dir).resolve()
+    target = Path(target) if target else suite_dir.with_suffix(".zip")
+    if not any(suite_dir.glob(PATTERNS[0])):
+        raise UserError(f"{suite_dir}: no record.json below it, so there is nothing to bundle")
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / suite_dir.name
+        left_out = _copy(suite_dir, copy)
+        collect(copy)
+        index(copy, title=suite_dir.name, question=question)
+        with atomic(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(copy.rglob("*")):
+                archive.write(path, path.relative_to(folder))
+    return target, left_out
+
+
+@contextmanager
+def unpacked(path: str | Path) -> Iterator[Path]:
+    """Give the folder of results that a bundle holds, for as long as the block lasts; a folder is given as it is."""
+    path = Path(path)
+    if path.suffix != ".zip":
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(folder)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: not a bundle that can be read: {error}") from None
+        found = [*Path(folder).glob("*/results.parquet")]
+        if not found:
+            raise UserError(f"{path}: holds no results.parquet; `pocketrec bundle` writes one that does")
+        yield found[0].parent
+
+
+def _copy(suite_dir: Path, copy: Path) -> list[str]:
+    """Copy what is to be sent, with no name of this machine in it; return the notebooks that are too large."""
+    files = [path for pattern in PATTERNS for path in sorted(suite_dir.glob(pattern))]
+    large = {path for path in files if path.suffix == ".ipynb" and path.stat().st_size >= LARGEST}
+    for path in files:
+        if path not in large and path.with_suffix(".ipynb") not in large:
+            place = copy / path.relative_to(suite_dir)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(anonymous(path.read_text(encoding="utf-8", errors="replace")), encoding="utf-8")
+    for name in ENVIRONMENT:
+        if (paths.ROOT / name).exists():
+            (copy / "environment").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(paths.ROOT / name, copy / "environment" / name)
+    return [path.relative_to(suite_dir).as_posix() for path in sorted(large)]
+
+
+def anonymous(text: str) -> str:
+    """Take this machine's folders, its name and its user's out of a text."""
+    for folder, name in ((paths.ROOT, "."), (paths.DATA, "data"), (Path.home(), "~")):
+        text = re.sub(rf"{re.escape(str(folder))}(?![\w-])", name, text)
+    for word, name in ((socket.gethostname(), "host"), (getpass.getuser(), "user")):
+        if word not in ("localhost", "root"):  # words that name nobody
+            text = re.sub(rf"(?<![\w-]){re.escape(word)}(?![\w-])", name, text)
+    return text

@@ -1,0 +1,152 @@
+"""What the page of a suite knows: cells, their seeds, runs and curves, as one plain structure for its script."""
+
+import math
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from pocketrec import paths
+from pocketrec.files import read_yaml
+from pocketrec.report.columns import CELL, METRICS, Metric
+from pocketrec.report.plots import look
+from pocketrec.report.results import cells_of_runs, curves, speed
+from pocketrec.report.statistics import half_width, label, summary, tied_with_best, with_loss
+
+AUC_LOSS = Metric("auc_loss", "AUC loss", "", better="lower")
+SHOWN = ("ratio_achieved", "inference_bytes", "training_bytes", "auc", "log_loss", "auc_head", "auc_torso", "auc_tail")
+SHOWN += ("train_samples_per_s", "seconds")
+FILES = {"notebook": ("run.html", "run.ipynb"), "record": ("record.json",), "log": ("log.txt",)}
+POINTS = 50  # of a learning curve; more are not seen
+
+
+def contents(suite_dir: Path, found: list[dict[str, Any]], results: pd.DataFrame) -> dict[str, Any]:
+    """Return everything the page shows of a suite's records; what is missing is None.
+
+    A cell's `values` are `[mean, half of the 95 % interval]`. Its AUC loss is against the full table with the
+    same seeds, or, where a dataset has none, against its best cell.
+    """
+    cells = summary(results).dropna(subset="ratio_requested")
+    places = {cell: place for place, cell in enumerate(cells[CELL].itertuples(index=False, name=None))}
+    machines = _machines(found)
+    shown = [METRICS[name] for name in SHOWN] + [AUC_LOSS]
+    return {
+        "metrics": {metric.name: _metric(metric) for metric in shown},
+        "methods": {method: look(method) for method in sorted({record["method"] for record in found})},
+        "datasets": {dataset: _lines(dataset, rows) for dataset, rows in cells.groupby("dataset")},
+        "machines": list(dict.fromkeys(machines.values())),
+        "cells": _cells(cells, results, curves(found), speed(found), machines),
+        "runs": _runs(suite_dir, found, places),
+    }
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    digits = int(metric.digits.strip(",.f"))
+    return {
+        "label": metric.label,
+        "unit": metric.unit,
+        "digits": digits,
+        "scale": metric.scale,
+        "better": metric.better,
+    }
+
+
+def _lines(dataset: str, cells: pd.DataFrame) -> dict[str, Any]:
+    """Return what stands as a line across a dataset's pictures: full table, best reachable, published."""
+    full = cells[cells["method"] == "full"].nlargest(1, "auc")
+    best = cells["auc"].max()
+    file = paths.PARAMS / "published" / f"{dataset}.yaml"
+    return {
+        "full": [_number(full["auc"].iloc[0]), _number(full["auc_ci"].iloc[0])] if len(full) else None,
+        "reference": _number(full["auc"].iloc[0] if len(full) else best),
+        "against": "full table" if len(full) else "best cell",
+        "ceiling": _number(cells["bayes_auc"].mean()),
+        "published": read_yaml(file)["figures"] if file.exists() else [],
+    }
+
+
+def _cells(
+    cells: pd.DataFrame, results: pd.DataFrame, points: pd.DataFrame, samples: pd.DataFrame, machines: dict[str, str]
+) -> list[dict[str, Any]]:
+    learned = {cell: _curve(rows) for cell, rows in points.groupby(CELL)} if len(points) else {}
+    model = samples[samples["part"] == "model"].sort_values("batch") if len(samples) else samples
+    timed = {cell: _speed(rows, machines) for cell, rows in model.groupby(CELL)} if len(model) else {}
+    tied = {cell: bool(known) for cell, known in tied_with_best(results).dropna().items()}
+    return [
+        {
+            "dataset": row["dataset"],
+            "method": row["method"],
+            "label": label(row),
+            "ratio": row["ratio_requested"],
+            "status": row["status"],
+            "reason": row["reason"].removeprefix("Infeasible: "),
+            "seeds": [row["n"], row["n_failed"], row["n_infeasible"]],
+            "tied": tied.get(cell),
+            "values": {name: [_number(row[name]), _number(row.get(f"{name}_ci"))] for name in (*SHOWN, "auc_loss")},
+            "curve": learned.get(cell),
+            "speed": timed.get(cell),
+        }
+        for row in with_loss(cells).to_dict("records")
+        for cell in [tuple(row[name] for name in CELL)]
+    ]
+
+
+def _number(value: Any) -> float | None:
+    """Return a number with the digits that a picture shows, or None."""
+    return None if value is None or pd.isna(value) or math.isinf(value) else float(f"{value:.7g}")
+
+
+def _curve(rows: pd.DataFrame) -> dict[str, list] | None:
+    """Return validation AUC by step, samples and seconds: the mean over seeds and half of its interval."""
+    if "validation_auc" not in rows or rows["validation_auc"].isna().all():
+        return None
+    steps = rows.dropna(subset="validation_auc").groupby("step")
+    table = steps[["samples", "seconds", "validation_auc"]].mean().reset_index()
+    table["half"] = half_width(steps["validation_auc"].std(), steps["validation_auc"].count()).to_numpy()
+    every = -(-len(table) // POINTS)
+    table = table.iloc[(len(table) - 1) % every :: every].rename(columns={"validation_auc": "auc"})
+    return {name: [_number(value) for value in table[name]] for name in table}
+
+
+def _speed(rows: pd.DataFrame, machines: dict[str, str]) -> dict[str, Any]:
+    """Return the times of a cell by batch size, and the machine that they are from."""
+    columns = ["batch", "p50_ms", "p99_ms", "samples_per_s"]
+    batches = {str(batch): [_number(time) for time in times] for batch, *times in rows[columns].itertuples(index=False)}
+    return {"machine": machines.get(rows["run"].iloc[0], ""), "batches": batches}
+
+
+def _machines(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Name, for each timed run, the machine that it ran on."""
+    timed = [record for record in found if record.get("kind") == "timed" and record.get("environment")]
+    return {record["run"]: machine(record["environment"]) for record in timed}
+
+
+def machine(environment: dict[str, Any]) -> str:
+    """Name a machine: `AMD EPYC, 2 cores, 25.3 GB`, and its GPU where a run used one."""
+    parts = (("cpu", "{}"), ("cores", "{} cores"), ("memory_gb", "{} GB"), ("gpu", "{}"))
+    return ", ".join(text.format(environment[name]) for name, text in parts if name in environment)
+
+
+def _runs(suite_dir: Path, found: list[dict[str, Any]], places: dict[tuple, int]) -> list[dict[str, Any]]:
+    """Return every run with its cell, where it has one, and the files beside it."""
+    cells = cells_of_runs(found)
+    return [run(suite_dir, record) | {"cell": places.get(cells.get(record["run"]))} for record in found]
+
+
+def run(suite_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Return what is listed of one run: how it ended, and links to what exists of it."""
+    folder = suite_dir / "runs" / record["run"]
+    present = {name: [file for file in files if (folder / file).exists()] for name, files in FILES.items()}
+    return {
+        "run": record["run"],
+        "kind": record.get("kind", "quality"),
+        "dataset": record["dataset"],
+        "method": record["method"],
+        "seed": record.get("seed"),
+        "status": record["status"],
+        "reason": record.get("reason", ""),
+        "auc": _number(record.get("metrics", {}).get("test", {}).get("auc")),
+        "seconds": _number(record.get("seconds")),
+        "links": {name: quote(f"runs/{record['run']}/{files[0]}") for name, files in present.items() if files},
+    }

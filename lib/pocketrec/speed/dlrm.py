@@ -1,0 +1,161 @@
+"""What the embedding costs inside a whole model: a DLRM's training step and one request, in Criteo-Kaggle's shape.
+
+The floor is the same model with an embedding that looks nothing up: MLPs and interaction only. What a step takes
+above it is the embedding's share.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pocketrec import embeddings
+from pocketrec.data import Dataset
+from pocketrec.embeddings.base import undrawn
+from pocketrec.models import DLRM
+from pocketrec.optim import SGD, in_place
+from pocketrec.speed.bench import Options, drawn_ids, rounds
+from pocketrec.speed.contestants import Tables
+from pocketrec.speed.machine import fill, huge
+
+NUM_DENSE, BATCH, LR = 13, 2048, 0.01
+FLOOR, BAGS = "MLPs only", "26 x nn.EmbeddingBag"
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"name": "full"},
+    "robe": {"name": "robe", "ratio": 1000, "block_size": 16, "hash": "multiply_shift"},
+    "tt_rec rank 32": {"name": "tt_rec", "rank": 32, "tables": 7},
+}
+
+
+class _Nothing(nn.Module):
+    """Looks nothing up, and gets its gradient."""
+
+    def __init__(self, cardinalities: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.cardinalities, self.out_dim = tuple(cardinalities), dim
+        self.rows = nn.Parameter(torch.zeros(1, len(cardinalities), dim))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.rows.expand(len(ids), -1, -1)
+
+
+class _Bags(nn.Module):
+    """One sparse `nn.EmbeddingBag` a feature, over the memory of the full table."""
+
+    def __init__(self, tables: Tables) -> None:
+        super().__init__()
+        self.cardinalities, self.out_dim = tuple(tables.cardinalities), tables.dim
+        parts = tables.weight.detach().split(list(tables.cardinalities))
+        self.bags = nn.ModuleList(
+            nn.EmbeddingBag.from_pretrained(part, freeze=False, mode="sum", sparse=True) for part in parts
+        )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.stack([bag(ids[:, f : f + 1]) for f, bag in enumerate(self.bags)], 1)
+
+
+def bench(cardinalities: Sequence[int], options: Options, dim: int = 16) -> pd.DataFrame:
+    """Time training steps at batch 2,048 and answers to requests of one row, one row a sample.
+
+    Columns: embedding, work (`training step` or `request`), batch, ms, foreign, core_to_core_ns.
+    """
+    tables = Tables(cardinalities, dim, options.device)
+    models = {name: model(name, tables) for name in tqdm([FLOOR, BAGS, *METHODS], "models", unit="model")}
+    frames = []
+    for batch, work in ((BATCH, "training step"), (1, "request")):
+        ids = drawn_ids(cardinalities, batch, "zipf", options.device)
+        make = _training if batch == BATCH else _request
+        calls = {name: make(m, ids) for name, m in models.items()}
+        frames += [
+            {"embedding": name, "work": work, "batch": batch, "ms": ms}
+            | {"foreign": taken.foreign, "core_to_core_ns": taken.core_to_core_ns}
+            for taken in rounds(calls, options)
+            for name, ms in taken.ms.items()
+        ]
+    return pd.DataFrame(frames)
+
+
+def model(name: str, tables: Tables) -> DLRM:
+    """Build a DLRM around an embedding by its name here; every uncompressed one reads the same memory."""
+    if name == FLOOR:
+        embedding: nn.Module = _Nothing(tables.cardinalities, tables.dim)
+    elif name == BAGS:
+        embedding = _Bags(tables)
+    else:
+        settings = dict(METHODS[name])
+        with undrawn():
+            embedding = embeddings.build(
+                settings.pop("name"), cardinalities=tables.cardinalities, dim=tables.dim, **settings
+            )
+        for parameter in embedding.parameters():
+            fill(huge(parameter.data))
+        if name == "full":
+            embedding.table.weight.data = tables.weight.data
+    return DLRM(embedding, NUM_DENSE).to(tables.device)
+
+
+def _training(model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:
+    """Return a training step: binary cross-entropy, SGD in place for tables and arrays, Adam for the rest."""
+    table = list(model.embedding.parameters())
+    ours = isinstance(model.embedding, embeddings.Embedding)
+    optimizers = [SGD(table, lr=LR), torch.optim.Adam([*model.bottom.parameters(), *model.top.parameters()], lr=1e-3)]
+    dense = torch.rand(len(batches[0]), NUM_DENSE, device=batches[0].device)
+    labels = torch.rand(len(dense), device=dense.device).round()
+    turn = _turn(batches)
+
+    def step() -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        F.binary_cross_entropy_with_logits(model(dense, next(turn)), labels).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def trained_in_place() -> None:
+        with in_place(model.embedding, optimizers[0]):
+            step()
+
+    return trained_in_place if ours else step
+
+
+def _request(model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:
+    dense, turn = torch.rand(len(batches[0]), NUM_DENSE, device=batches[0].device), _turn(batches)
+    return torch.inference_mode()(lambda: model(dense, next(turn)))
+
+
+def _turn(batches: Sequence[Tensor]) -> Any:
+    while True:
+        yield from batches
+
+
+def profile(cardinalities: Sequence[int], name: str = "robe", steps: int = 20, dim: int = 16) -> pd.DataFrame:
+    """Say where the milliseconds of one training step go: torch's operators by their own time, the largest first.
+
+    Columns: operator, ms (a step), calls (a step), share.
+    """
+    tables = Tables(cardinalities, dim)
+    step = _training(model(name, tables), drawn_ids(cardinalities, BATCH, "zipf", "cpu"))
+    for _ in range(3):
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as taken:
+        for _ in range(steps):
+            step()
+    rows = [
+        {"operator": event.key, "ms": event.self_cpu_time_total / 1e3 / steps, "calls": event.count / steps}
+        for event in taken.key_averages()
+    ]
+    table = pd.DataFrame(rows).sort_values("ms", ascending=False, ignore_index=True)
+    return table.assign(share=table.ms / table.ms.sum())
+
+
+def loading(dataset: Dataset, batch: int = BATCH, batches: int = 100) -> float:
+    """Return the milliseconds that a shuffled training batch takes to read from its memory map, shuffling included."""
+    start = time.perf_counter()
+    taken = sum(1 for _ in dataset.batches("train", batch, seed=0, limit=batches * batch))
+    return (time.perf_counter() - start) * 1e3 / taken

@@ -1,0 +1,109 @@
+"""From options to `results/speed/`: samples, the whole model, where a step's time goes, and what machine it was.
+
+samples.parquet   one row a sample, see `bench.bench`
+dlrm.parquet      one row a sample, see `dlrm.bench`
+profile.csv       torch's operators in one training step
+machine.json      what the machine is and can, and how it was made steady
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from pocketrec import data
+from pocketrec.errors import UserError, unknown
+from pocketrec.files import atomic, write_json
+from pocketrec.speed import bench, dlrm, machine
+from pocketrec.speed.bench import FAMILIES, FULL, IDS, QUICK, Options
+
+DLRM = "dlrm"
+POINT = ["dim", "batch", "ids", "work", "family", "route", "ratio", "block_size", "hash", "rank"]
+
+
+def options(
+    full: bool, family: str | None, dim: str | None, batch: str | None, ids: str | None, **more: Any
+) -> Options:
+    """Turn the words of a command line into options; what is not said is that of the quick or the full bench."""
+    default = FULL if full else QUICK
+    families = _known("family", family, [*FAMILIES, DLRM]) or [*FAMILIES, DLRM]
+    device = more["device"]
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: this machine has no GPU that torch can use")
+    if more["rivals"] is not None and not more["rivals"].is_dir():
+        raise UserError(f"--rivals {more['rivals']}: no such folder")
+    return Options(
+        dims=_numbers("--dim", dim) or default["dims"],
+        batches=_numbers("--batch", batch) or default["batches"],
+        ids=_known("distribution of ids", ids, IDS) or default["ids"],
+        families=families,
+        full=full,
+        **more,
+    )
+
+
+def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bool = False) -> None:
+    """Measure and keep; with `add`, what was measured before at other points stays."""
+    machine.steady_memory()
+    found = machine.description(options.device) | {"core_to_core_ns": machine.core_to_core()}
+    load = machine.Load()
+    found |= machine.limits(options.device) | {"foreign_cores_meanwhile": load.share()}
+    found["how"] = (
+        "malloc keeps what is freed (M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GB) and huge pages are asked for below every "
+        "table and array, for rivals as for ours"
+    )
+    tqdm.write(_about(found))
+    if set(options.families) - {DLRM}:
+        samples = bench.bench(cardinalities, options)
+        _keep(folder / "samples.parquet", samples, add)
+        for row in samples[samples["reason"].notna()].drop_duplicates(["family", "route", "reason"]).itertuples():
+            tqdm.write(f"{row.family}, {row.route}: {row.reason}")
+    if DLRM in options.families and options.device == "cpu":
+        with atomic(folder / "dlrm.parquet") as file:
+            dlrm.bench(cardinalities, options).to_parquet(file)
+        with atomic(folder / "profile.csv", "w") as file:
+            dlrm.profile(cardinalities).to_csv(file, index=False)
+        found["loading_ms"] = dlrm.loading(data.load("planted"))
+    elif (folder / "machine.json").exists() and add:
+        found |= {k: v for k, v in json.loads((folder / "machine.json").read_text()).items() if k == "loading_ms"}
+    write_json(folder / "machine.json", found)
+
+
+def _keep(path: Path, samples: pd.DataFrame, add: bool) -> None:
+    if add and path.exists():
+        before = pd.read_parquet(path)
+        again = before[POINT].astype(str).agg("|".join, axis=1).isin(samples[POINT].astype(str).agg("|".join, axis=1))
+        samples = pd.concat([before[~again], samples], ignore_index=True)
+    with atomic(path) as file:
+        samples.to_parquet(file)
+
+
+def _about(found: dict[str, Any]) -> str:
+    hop = f"{found['core_to_core_ns']:.0f} ns from core to core, " if found["core_to_core_ns"] else ""
+    return (
+        f"{found['processor']}, {found['threads']} threads, {found['device']}: {hop}"
+        f"copy {found['copy_gb_s']:.0f} GB/s, rows of 64 bytes {found['rows_in_cache_m_s']:.0f} M/s in cache, "
+        f"{found['rows_out_of_cache_m_s']:.0f} M/s out of it; others used {found['foreign_cores_meanwhile']:.2f} cores"
+        f"\n{found['how']}"
+    )
+
+
+def _numbers(option: str, text: str | None) -> list[int]:
+    try:
+        return [int(word.replace("_", "")) for word in (text or "").split(",") if word]
+    except ValueError:
+        raise UserError(f"{option} {text}: numbers, separated by commas") from None
+
+
+def _known(kind: str, text: str | None, known: Sequence[str]) -> list[str]:
+    words = [word.strip() for word in (text or "").split(",") if word]
+    for word in words:
+        if word not in known:
+            raise unknown(kind, word, known, "bench")
+    return words

@@ -1,0 +1,294 @@
+"""The Triton kernels against plain PyTorch in float64: on a GPU where there is one, else in Triton's interpreter."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pocketrec.kernels import gather, gpu, interaction, multiply_shift, native, quantized, robe, universal_hash
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # asked for when Triton and the kernels are imported, and kept for the session
+pytest.importorskip("triton", reason="no triton: pip install 'pocketrec[gpu]'")
+
+EPSILON = torch.finfo(torch.float32).eps
+few = settings(deadline=None, max_examples=15)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kernels_are_taken():
+    """Operators take them for tensors on a GPU; the interpreter's are in main memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "on_gpu", lambda numbers: numbers.device.type == DEVICE)
+        yield
+
+
+@st.composite
+def row_lookups(draw):
+    """A table, an index of any shape whose entries repeat, and a gradient."""
+    rows, width = draw(st.sampled_from([1, 2, 7, 40])), draw(st.sampled_from([1, 3, 4, 16, 17, 100, 128]))
+    shape = draw(st.sampled_from([(0,), (1,), (5,), (300, 3), (4, 26), (9, 2, 4)]))
+    some, seed = draw(st.integers(1, rows)), torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    index = torch.randint(0, some, shape, generator=seed)
+    if index.numel():
+        index.view(-1)[-1] = rows - 1  # the last row
+    index = index.to(draw(st.sampled_from([torch.int32, torch.int64])))
+    table, gradient = torch.randn(rows, width, generator=seed), torch.randn(*shape, width, generator=seed)
+    return table.to(DEVICE), index.to(DEVICE), gradient.to(DEVICE)
+
+
+def hash_of(kind, features, pieces, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    if kind == robe.AUTHORS:
+        terms = torch.randint(0, robe.AUTHORS_PRIME, (features + 2 * pieces,), generator=draw)
+    else:
+        family = universal_hash if kind == robe.UNIVERSAL else multiply_shift
+        terms = family.coefficients(draw, features + 2 * pieces)
+    return robe.Hash(*terms.to(DEVICE).split([features, pieces, pieces]), kind)
+
+
+@st.composite
+def block_lookups(draw):
+    """An array, ids, and how they are placed: few ids, so that blocks repeat, and small windows, so that they wrap."""
+    features, batch = draw(st.integers(1, 4)), draw(st.sampled_from([0, 1, 17, 60]))
+    block_size, blocks = draw(st.sampled_from([1, 2, 5, 8, 16, 32])), draw(st.integers(1, 3))
+    kind, windows = draw(st.sampled_from(range(3))), features if draw(st.booleans()) else 1
+    sizes = draw(st.lists(st.integers(block_size, 400), min_size=windows, max_size=windows))
+    own = None
+    if windows > 1 and draw(st.booleans()):
+        own = torch.arange(features, device=DEVICE) == 0
+        sizes[0] = 60 * blocks * block_size
+    seed = draw(st.integers(0, 999))
+    draw_ = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 60, (batch, features), generator=draw_).to(DEVICE)
+    array = torch.randn(sum(sizes), generator=draw_).to(DEVICE)
+    sizes = torch.tensor(sizes, device=DEVICE)
+    place = hash_of(kind, features, blocks, seed)
+    return array, ids, (*place, sizes, sizes.cumsum(0) - sizes, block_size, own)
+
+
+def bound(numbers):
+    """Rounding of a sum of that many float32 numbers of unit size."""
+    return 4 * EPSILON * max(1, numbers.numel())
+
+
+@given(row_lookups(), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+@few
+def test_rows(lookup, dtype):
+    table, index, _ = lookup
+    assert torch.equal(gather.rows(table.to(dtype), index), table.to(dtype)[index.long()])
+
+
+@given(row_lookups())
+@few
+def test_gradient_of_rows(lookup):
+    table, index, gradient = lookup
+    exact = gather.sum_rows(gradient.double(), index, len(table))
+    leaf = table.clone().requires_grad_()
+    gather.rows(leaf, index).backward(gradient)
+    torch.testing.assert_close(leaf.grad.double(), exact, rtol=1e-5, atol=bound(gradient[..., 0]))
+
+
+@given(row_lookups(), st.booleans())
+@few
+def test_training_of_rows(lookup, adagrad):
+    table, index, gradient = lookup
+    total = torch.rand(len(table), device=DEVICE) + 0.1 if adagrad else None
+    exact, exact_total = table.double(), total.double() if adagrad else None
+    gather.train_rows(exact, exact_total, index, gradient.double(), 0.1, 1e-8)
+    gather.train_rows(table, total, index, gradient, 0.1, 1e-8)
+    torch.testing.assert_close(table.double(), exact, rtol=1e-5, atol=bound(gradient[..., 0]))
+    if adagrad:
+        torch.testing.assert_close(total.double(), exact_total, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_bfloat16_are_trained_in_float32():
+    gradient = torch.full((300, 16), 2.0**-8, dtype=torch.bfloat16, device=DEVICE)
+    table = torch.ones(2, 16, dtype=torch.bfloat16, device=DEVICE)
+    gather.train_rows(table, None, torch.ones(300, dtype=torch.long, device=DEVICE), gradient, -1.0, 0.0)
+    # added one by one to 1 in bfloat16, 2^-8 is rounded away
+    assert (table[0] == 1).all() and (table[1] == torch.tensor(1 + 300 / 256).bfloat16()).all()
+
+
+@pytest.mark.parametrize("often", [1, 255, 256, 257, 1000])
+def test_a_row_that_occurs_often_gives_the_same_bits_every_time(often):
+    index = torch.cat([torch.arange(9), torch.full((often,), 4), torch.arange(9)]).to(DEVICE)
+    gradient = torch.randn(len(index), 5, device=DEVICE)
+    first, second = (gather.sum_rows(gradient, index, 9) for _ in range(2))
+    assert torch.equal(first, second)
+    exact = gather.sum_rows(gradient.double(), index, 9)
+    torch.testing.assert_close(first.double(), exact, rtol=1e-5, atol=bound(index))
+
+
+@pytest.mark.parametrize("wrong", [-1, 4, 2**31, -(2**40), 2**62])
+def test_an_index_outside_is_read_as_zeros_and_never_written(wrong):
+    # a part of a larger table: what is next to it must not be read or written
+    whole, index = torch.ones(12, 8, device=DEVICE), torch.tensor([1, wrong], device=DEVICE)
+    table, total = whole[4:8], torch.zeros(4, device=DEVICE)
+    assert gather.rows(table, index).sum(1).tolist() == [8, 0]
+    gather.train_rows(table, total, index, torch.ones(2, 8, device=DEVICE), 1.0, 0.0)
+    assert whole.sum(1).tolist() == [8] * 5 + [0] + [8] * 6 and total.tolist() == [0, 1, 0, 0]
+    assert interaction.pair_rows(table, index.view(1, 2), None).tolist() == [[0]]
+    packed = torch.ops.quantized.embedding_bag_byte_prepack(torch.ones(9, 8)).to(DEVICE)[4:8]
+    assert quantized.unpacked_rows(packed, index, 8, 8).sum(1).tolist() == [8, 0]
+
+
+def test_own_blocks_past_their_window_are_read_as_zeros():
+    array, sizes = torch.ones(12, device=DEVICE), torch.tensor([8], device=DEVICE)
+    place, own = hash_of(robe.UNIVERSAL, 1, 1), torch.tensor([True], device=DEVICE)
+    ids = torch.tensor([[1], [9], [-1], [2**40]], device=DEVICE)
+    out, starts = robe.read_blocks(array, ids, *place, sizes, torch.zeros_like(sizes), 4, own)
+    assert out.sum(2).flatten().tolist() == [4, 0, 0, 0]
+    robe.train_blocks(array, None, starts, torch.ones_like(out), sizes, torch.zeros_like(sizes), 4, 1.0, 0.0)
+    assert array.tolist() == [1] * 4 + [0] * 4 + [1] * 4
+
+
+@given(block_lookups())
+@few
+def test_blocks(lookup):
+    array, ids, where = lookup
+    out, starts = robe.read_blocks(array, ids, *where)
+    exact, exact_starts = robe.read_blocks(array.double(), ids, *where)
+    assert torch.equal(starts, exact_starts) and torch.equal(out.double(), exact)
+
+
+@given(block_lookups())
+@few
+def test_gradient_of_blocks(lookup):
+    array, ids, where = lookup
+    exact, leaf = array.double().requires_grad_(), array.clone().requires_grad_()
+    expected, read = (robe.read_blocks(numbers, ids, *where)[0] for numbers in (exact, leaf))
+    gradient = torch.randn_like(read)
+    expected.backward(gradient.double())
+    read.backward(gradient)
+    torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=1e-5, atol=bound(gradient))
+
+
+@given(block_lookups(), st.booleans())
+@few
+def test_training_of_blocks(lookup, adagrad):
+    array, ids, where = lookup
+    out, starts = robe.read_blocks(array, ids, *where)
+    gradient, windows = torch.randn_like(out), where[4:7]
+    total = torch.rand_like(array) + 0.1 if adagrad else None
+    exact, exact_total = array.double(), total.double() if adagrad else None
+    robe.train_blocks(exact, exact_total, starts, gradient.double(), *windows, 0.1, 1e-8)
+    robe.train_blocks(array, total, starts, gradient, *windows, 0.1, 1e-8)
+    torch.testing.assert_close(array.double(), exact, rtol=1e-5, atol=bound(gradient))
+    if adagrad:
+        torch.testing.assert_close(total.double(), exact_total, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [robe.UNIVERSAL, robe.MULTIPLY_SHIFT], ids=["universal", "multiply_shift"])
+def test_signs_and_their_gradient(kind):
+    ids, values = torch.randint(0, 2**40, (30, 3), device=DEVICE), torch.rand(30, 3, 13, device=DEVICE) + 1
+    place, leaf = hash_of(kind, 3, 13), values.clone().requires_grad_()
+    flipped = robe.flip(leaf, ids, *place)
+    assert torch.equal(flipped.double(), robe.flip(values.double(), ids, *place))
+    flipped.backward(torch.ones_like(values))
+    assert torch.equal(leaf.grad, flipped.detach().sign())
+
+
+@given(
+    ids=st.lists(st.integers(0, 2**62 - 1), min_size=0, max_size=5),
+    a=st.integers(1, universal_hash.P - 1),
+    b=st.integers(0, universal_hash.P - 1),
+    size=st.sampled_from([1, 2, 3, 1000, 2**31 - 1, 2**31, 2**40 + 7, universal_hash.P]),
+)
+@few
+def test_slots_are_exact(ids, a, b, size):
+    prime = universal_hash.P
+    terms = [[[a, 1], [prime - 1, a]], [[b, 0], [prime - 1, b]], [[size] * 2] * 2]
+    exact = [
+        [[(m * x + n) % prime % size for m, n in pair] for pair in (((a, b), (1, 0)), ((prime - 1,) * 2, (a, b)))]
+        for x in ids
+    ]
+    pairs = torch.tensor(ids, dtype=torch.int64, device=DEVICE).unsqueeze(1).expand(-1, 2)
+    assert universal_hash.slots(pairs, *(torch.tensor(t, device=DEVICE) for t in terms)).tolist() == exact
+
+
+@pytest.mark.parametrize("width", [1, 4, 7, 16, 33, 64])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packed_rows(width, bits):
+    prepack = {8: "embedding_bag_byte_prepack", 4: "embedding_bag_4bit_prepack"}[bits]
+    packed = getattr(torch.ops.quantized, prepack)(torch.randn(30, width + (bits == 4) * width % 2)).to(DEVICE)
+    for index in (torch.randint(0, 30, (77,), device=DEVICE), torch.empty(0, dtype=torch.int64, device=DEVICE)):
+        exact = quantized.unpacked(packed[index], width, bits)
+        torch.testing.assert_close(quantized.unpacked_rows(packed, index, width, bits), exact, rtol=2 * EPSILON, atol=0)
+
+
+@pytest.mark.parametrize("dense", [True, False], ids=["with a first vector", "embeddings alone"])
+@pytest.mark.parametrize(("features", "blocks", "block_size"), [(2, 1, 5), (5, 4, 4), (20, 3, 20)])
+def test_lookup_and_interaction_in_one(features, blocks, block_size, dense):
+    dim = blocks * block_size
+    numbers, ids = torch.randn(30 * dim, device=DEVICE), torch.randint(0, 30, (9, features), device=DEVICE)
+    first = torch.randn(9, dim, device=DEVICE) if dense else None
+    exact_first = first.double() if dense else None
+    sizes = torch.tensor([30 * dim], device=DEVICE)
+    for kind in range(3):
+        where = (*hash_of(kind, features, blocks), sizes, sizes - sizes, block_size, None)
+        exact = interaction.pair_blocks(numbers.double(), ids, exact_first, *where)
+        torch.testing.assert_close(
+            interaction.pair_blocks(numbers, ids, first, *where).double(), exact, rtol=1e-5, atol=40 * EPSILON * dim
+        )
+        assert interaction.pair_blocks(numbers, ids[:0], first[:0] if dense else None, *where).shape == (
+            0,
+            exact.shape[1],
+        )
+    table = numbers.view(30, dim)
+    exact = interaction.pair_rows(table.double(), ids, exact_first)
+    products = interaction.pair_rows(table, ids, first)
+    torch.testing.assert_close(products.double(), exact, rtol=1e-5, atol=40 * EPSILON * dim)
+
+
+def test_operators_are_registered_as_torch_wants_them():
+    ids, place = torch.randint(0, 9, (3, 2), device=DEVICE), hash_of(robe.UNIVERSAL, 2, 2)
+    table, first = torch.randn(9, 8, device=DEVICE), torch.randn(3, 8, device=DEVICE)
+    sizes = torch.tensor([72], device=DEVICE)
+    torch.library.opcheck(interaction.pair_rows, (table, ids, first))
+    torch.library.opcheck(interaction.pair_blocks, (table.flatten(), ids, None, *place, sizes, sizes - sizes, 4, None))
+    packed = torch.ops.quantized.embedding_bag_byte_prepack(torch.randn(9, 8)).to(DEVICE)
+    torch.library.opcheck(quantized.unpacked_rows, (packed, ids[0], 8, 8))
+
+
+def test_switched_off_and_other_dtypes_take_plain_pytorch():
+    table = torch.randn(3, 4, device=DEVICE)
+    assert gpu.library("gather", table) and not gpu.library("gather", table.double(), table)
+    assert not gpu.library("gather", table.T) and not gpu.library("robe", table.bfloat16())
+    with native.off():
+        assert not gpu.library("gather", table)
+
+
+def test_without_triton_everything_works_and_says_so():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch\n"
+        "from pocketrec.kernels import gather, gpu\n"
+        "gpu.on_gpu = lambda numbers: True\n"
+        "assert gather.rows(torch.ones(3, 2), torch.tensor([2])).tolist() == [[1, 1]]\n"
+        "print(gpu.problem('gather'))\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert shown.stdout.startswith("no triton:") and "pip install" in shown.stdout, shown.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_every_kernel_is_compiled_without_a_gpu(capability, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, str(Path(__file__).with_name("compiled.py")), str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    launched = {
+        f"{source.stem}.{name}"
+        for source in Path(gpu.__file__).parent.glob("*.py")
+        for name in re.findall(r"launch\(\s*(_\w+)", source.read_text())
+    }
+    assert set(done.stdout.split()) == launched

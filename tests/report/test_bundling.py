@@ -1,0 +1,71 @@
+"""One file to send: whole, without the sender's name, and good enough to compare with."""
+
+import socket
+import zipfile
+from pathlib import Path
+
+import pytest
+import records
+
+from pocketrec import paths, report
+from pocketrec.errors import UserError
+from pocketrec.report.bundling import anonymous
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sent") / "quick"
+    records.write(folder, [records.quality("robe", "planted", 10, seed) for seed in range(2)])
+    run = folder / "runs/robe/planted/r10-s0"
+    (run / "log.txt").write_text(f"{paths.ROOT}/lib/pocketrec/x.py on {socket.gethostname()} in {Path.home()}/notes\n")
+    (run / "embedding.safetensors").write_bytes(b"large")
+    (folder / "runs/robe/planted/r10-s1/run.ipynb").write_text(" " * 1_000_001)
+    return folder
+
+
+def test_it_holds_what_a_reader_needs(suite, tmp_path):
+    path, left_out = report.bundle(suite, tmp_path / "sent.zip")
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+    run = "quick/runs/robe/planted/r10-s0"
+    assert {"quick/index.html", "quick/results.parquet", f"{run}/record.json", f"{run}/run.ipynb"} <= names
+    assert {"quick/environment/constraints.txt", "quick/environment/environment.yml"} <= names
+    assert f"{run}/embedding.safetensors" not in names
+    assert left_out == ["runs/robe/planted/r10-s1/run.ipynb"]
+    assert "quick/runs/robe/planted/r10-s1/run.ipynb" not in names
+
+
+def test_it_names_neither_machine_nor_folder(suite, tmp_path):
+    path, _ = report.bundle(suite, tmp_path / "sent.zip")
+    with zipfile.ZipFile(path) as archive:
+        text = b"".join(archive.read(name) for name in archive.namelist() if "environment/" not in name).decode(
+            "latin-1"
+        )
+    for word in (str(paths.ROOT), f"{Path.home()}/", socket.gethostname(), str(tmp_path)):
+        assert word not in text
+    assert "./lib/pocketrec/x.py on host in ~/notes" in text
+
+
+def test_words_that_only_contain_a_name_stay(monkeypatch):
+    monkeypatch.setattr("getpass.getuser", lambda: "ana")
+    monkeypatch.setattr("socket.gethostname", lambda: "lab")
+    assert anonymous("ana on lab: analysis, label, banana") == "user on host: analysis, label, banana"
+
+
+def test_it_can_be_compared_with(suite, tmp_path):
+    path, _ = report.bundle(suite, tmp_path / "sent.zip")
+    with report.unpacked(path) as folder:
+        assert set(report.compare(folder, suite)["flag"]) == {"same"}
+        assert (folder / "index.html").exists()
+    assert not folder.exists()
+
+
+def test_what_is_no_bundle_is_one_sentence(tmp_path):
+    (tmp_path / "text.zip").write_text("no zip")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("a.txt", "a")
+    for name in ("text.zip", "other.zip", "missing.zip"):
+        with pytest.raises(UserError, match=name), report.unpacked(tmp_path / name):
+            pass
+    with pytest.raises(UserError, match="nothing to bundle"):
+        report.bundle(tmp_path)
