@@ -1,5 +1,6 @@
 """TT-Rec: published sizes by arithmetic, factors that always exist, initial values, and the cache of hot rows."""
 
+from contextlib import nullcontext
 from math import prod, sqrt
 
 import pytest
@@ -11,6 +12,7 @@ from pocketrec import embeddings
 from pocketrec.embeddings import Infeasible
 from pocketrec.embeddings.base import full_bytes
 from pocketrec.embeddings.tt_rec import CUT_VARIANCE, TTRec, factor_dim, factor_rows
+from pocketrec.kernels import native
 from pocketrec.optim import RowwiseAdagrad
 from pocketrec.suite.sizes import tables as published
 
@@ -111,6 +113,19 @@ def test_a_new_row_starts_as_the_product_of_its_cores_and_then_learns_alone():
     optimizer.step()
     assert not torch.equal(e(hot)[:, 0], before)
     assert all(torch.equal(core.weight, old) for core, old in zip(e.cores, cores, strict=True))
+
+
+@pytest.mark.parametrize("kernels", ["C++", "plain"])
+def test_a_cached_row_is_not_multiplied(kernels):
+    e, hot, _ = with_cache()
+    for core in e.cores:
+        core.weight.data.fill_(float("nan"))
+        core.weight.grad = None
+    with native.off() if kernels == "plain" else nullcontext():
+        rows = e(hot)[:, 0]
+        rows.sum().backward()
+    assert rows.isfinite().all() and e(hot + torch.tensor([1, 0]))[:, 0].isnan().all()
+    assert not any(core.weight.grad.to_dense().any() for core in e.cores)
 
 
 def test_the_cache_and_its_bookkeeping_are_counted():

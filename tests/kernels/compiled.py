@@ -46,6 +46,7 @@ def calls():
     for dtype, width in itertools.product([torch.float32, torch.bfloat16], [16, 17]):
         table, gradient = torch.zeros(9, width, dtype=dtype), torch.zeros(4, 2, width, dtype=dtype)
         gather.rows(table, ids)
+        gather.rows(table[:1], ids[0, :1])
         for total in (None, torch.zeros(9)):
             gather.train_rows(table, total, ids.int(), gradient, 0.1, 1e-8)
     gather.sum_rows(torch.zeros(1000, 16), often, 9)

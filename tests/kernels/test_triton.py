@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pocketrec import embeddings
 from pocketrec.kernels import gather, gpu, interaction, multiply_shift, native, quantized, robe, universal_hash
+from pocketrec.models import DLRM
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -19,7 +21,7 @@ if DEVICE == "cpu":
 pytest.importorskip("triton", reason="no triton: pip install 'pocketrec[gpu]'")
 
 EPSILON = torch.finfo(torch.float32).eps
-few = settings(deadline=None, max_examples=15)
+few = settings(deadline=None, max_examples=12)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,8 +35,8 @@ def kernels_are_taken():
 @st.composite
 def row_lookups(draw):
     """A table, an index of any shape whose entries repeat, and a gradient."""
-    rows, width = draw(st.sampled_from([1, 2, 7, 40])), draw(st.sampled_from([1, 3, 4, 16, 17, 100, 128]))
-    shape = draw(st.sampled_from([(0,), (1,), (5,), (300, 3), (4, 26), (9, 2, 4)]))
+    rows, width = draw(st.sampled_from([1, 2, 7, 19])), draw(st.sampled_from([1, 3, 4, 16, 17, 100, 128]))
+    shape = draw(st.sampled_from([(0,), (1,), (5,), (90, 3), (4, 26), (9, 2, 4)]))
     some, seed = draw(st.integers(1, rows)), torch.Generator().manual_seed(draw(st.integers(0, 999)))
     index = torch.randint(0, some, shape, generator=seed)
     if index.numel():
@@ -221,7 +223,9 @@ def test_packed_rows(width, bits):
     packed = getattr(torch.ops.quantized, prepack)(torch.randn(30, width + (bits == 4) * width % 2)).to(DEVICE)
     for index in (torch.randint(0, 30, (77,), device=DEVICE), torch.empty(0, dtype=torch.int64, device=DEVICE)):
         exact = quantized.unpacked(packed[index], width, bits)
-        torch.testing.assert_close(quantized.unpacked_rows(packed, index, width, bits), exact, rtol=2 * EPSILON, atol=0)
+        torch.testing.assert_close(
+            quantized.unpacked_rows(packed, index, width, bits), exact, rtol=EPSILON, atol=8 * EPSILON
+        )
 
 
 @pytest.mark.parametrize("dense", [True, False], ids=["with a first vector", "embeddings alone"])
@@ -246,6 +250,26 @@ def test_lookup_and_interaction_in_one(features, blocks, block_size, dense):
     exact = interaction.pair_rows(table.double(), ids, exact_first)
     products = interaction.pair_rows(table, ids, first)
     torch.testing.assert_close(products.double(), exact, rtol=1e-5, atol=40 * EPSILON * dim)
+
+
+@pytest.mark.parametrize("num_dense", [4, 0], ids=["dense", "no-dense"])
+@pytest.mark.parametrize(
+    ("method", "knobs"),
+    [("full", {}), ("robe", {}), ("robe", {"sign": True}), ("pss", {"sign": False, "scope": "per table"})],
+    ids=str,
+)
+def test_served_models_never_write_their_embeddings(method, knobs, num_dense, monkeypatch):
+    ratio = 1 if method == "full" else 5
+    embedding = embeddings.build(method, cardinalities=[40, 7, 60], dim=8, ratio=ratio, seed=0, **knobs)
+    model = DLRM(embedding, num_dense, [6], [7]).to(DEVICE)
+    dense, ids = torch.randn(9, num_dense, device=DEVICE), torch.randint(0, 7, (9, 3), device=DEVICE)
+    exact, written = model(dense, ids).detach(), []
+    monkeypatch.setattr(DLRM, "interact", lambda self, vectors: written.append(1) or interaction.pairs(vectors))
+    with torch.no_grad():
+        torch.testing.assert_close(model(dense, ids), exact, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.deploy("int8")(dense, ids), exact, rtol=0.1, atol=1e-2)
+    # signs and codes have no kernel that pairs them
+    assert len(written) == (2 if knobs.get("sign") else 1)
 
 
 def test_operators_are_registered_as_torch_wants_them():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketrec.embeddings.stores import Quantize, Rows, Stored, quantize_stores
-from pocketrec.kernels import gather
+from pocketrec.kernels import gather, gpu
 
 FLOAT_BYTES = 4
 
@@ -105,11 +105,30 @@ class Embedding(nn.Module):
         """Return rows of one feature's dense table [rows, out_dim], by another route than `lookup`."""
         raise NotImplementedError
 
+    def lookup_pairs(self, ids: Tensor, first: Tensor | None) -> Tensor | None:
+        """Embed checked ids and pair them as `kernels.interaction` does; None where no kernel does both at once."""
+        return None
+
     # what every method has
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embed ids [batch, features]; an id outside its table raises `IndexError`, on a GPU a little later."""
         return self.lookup(self._checked(ids))
+
+    def pairs(self, ids: Tensor, first: Tensor | None = None) -> Tensor | None:
+        """Return the dot products of all pairs of a sample's embeddings and `first`, where that saves writing them.
+
+        Only on a GPU and without gradients, and only for some methods; None otherwise.
+
+        Args:
+            first: [batch, out_dim], a vector of each sample that comes before its embeddings.
+
+        Returns:
+            [batch, n (n - 1) / 2], the products below the diagonal, row by row.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not gpu.on_gpu(ids):
+            return None
+        return self.lookup_pairs(self._checked(ids), first)
 
     def storage(self, quantize: Quantize | None = None) -> Storage:
         """Bytes of this instance's real tensors, at inference those of `deploy(quantize)`.

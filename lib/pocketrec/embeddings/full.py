@@ -22,6 +22,7 @@ from pocketrec.embeddings.base import (
     uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored
+from pocketrec.kernels import interaction
 
 
 class Full(Embedding):
@@ -55,6 +56,10 @@ class Full(Embedding):
 
     def lookup(self, ids: Tensor) -> Tensor:
         return self.table(ids + self.offsets)
+
+    def lookup_pairs(self, ids: Tensor, first: Tensor | None) -> Tensor | None:
+        quantized = type(self.table) is not Rows
+        return None if quantized else interaction.pair_rows(self.table.weight, ids + self.offsets, first)
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         start = sum(self.cardinalities[:feature])

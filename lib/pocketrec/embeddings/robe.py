@@ -32,7 +32,7 @@ from torch import Tensor
 
 from pocketrec.embeddings.base import FLOAT_BYTES, Embedding, Infeasible, generator, megabytes, offsets, uniform_
 from pocketrec.embeddings.stores import Array, Stored
-from pocketrec.kernels import multiply_shift, robe, universal_hash
+from pocketrec.kernels import interaction, multiply_shift, robe, universal_hash
 
 AUTHORS_R1, AUTHORS_R2, AUTHORS_R3 = 634329019, 1825252241, 871205356  # numpy's RandomState(1024).randint(0, prime)
 
@@ -151,13 +151,22 @@ class Robe(Embedding):
         self.constant("own", own)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        kind = robe.HASHES.index("authors" if self.layout == "authors" else self.hash)
-        place = robe.Hash(self.place_table, self.place_piece, self.place_multiplier, kind)
-        where = robe.Windows(self.window_sizes, self.window_bases, self.block_size)
-        values = self.array.blocks(ids, place, where, self.own)
+        place, windows = self._where()
+        values = self.array.blocks(ids, place, windows, self.own)
         if not self.sign:
             return values
-        return robe.flip(values, ids, self.flip_table, self.flip_piece, self.flip_multiplier, kind)
+        return robe.flip(values, ids, self.flip_table, self.flip_piece, self.flip_multiplier, place.kind)
+
+    def lookup_pairs(self, ids: Tensor, first: Tensor | None) -> Tensor | None:
+        if self.sign or type(self.array) is not Array:
+            return None
+        place, windows = self._where()
+        return interaction.pair_blocks(self.array.weight, ids, first, *place, *windows, self.own)
+
+    def _where(self) -> tuple[robe.Hash, robe.Windows]:
+        kind = robe.HASHES.index("authors" if self.layout == "authors" else self.hash)
+        place = robe.Hash(self.place_table, self.place_piece, self.place_multiplier, kind)
+        return place, robe.Windows(self.window_sizes, self.window_bases, self.block_size)
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         ids, width = self.feature_rows(feature, rows).tolist(), self.block_size

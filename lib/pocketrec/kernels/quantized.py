@@ -7,7 +7,7 @@
 import torch
 from torch import Tensor
 
-from pocketrec.kernels import gpu
+from pocketrec.kernels import gpu, native
 from pocketrec.kernels.operators import operator
 
 READERS = {
@@ -32,11 +32,11 @@ def unpacked(packed: Tensor, width: int, bits: int) -> Tensor:
 def _unpacked_rows(packed: Tensor, index: Tensor, width: int, bits: int) -> Tensor:
     if kernels := gpu.library("quantized", packed):
         return kernels.unpacked_rows(packed, index, width, bits)
-    if packed.device.type != "cpu":
+    if packed.device.type != "cpu" or not native.on():
         return unpacked(packed.index_select(0, index), width, bits)
-    # bags of one row each: torch has a kernel for those, as fast as reading floats
+    # bags of one row each: torch has a fast kernel for those
     bags = torch.arange(len(index), dtype=index.dtype)
-    return READERS[bits](packed, index.contiguous(), bags)[:, :width]
+    return READERS[bits](packed, index.contiguous(), bags)[:, :width].contiguous()
 
 
 # rows of packed, uint8 [rows, bytes], by index [k] -> float32 [k, width]

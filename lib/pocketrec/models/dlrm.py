@@ -55,12 +55,12 @@ class DLRM(Backbone):
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
         """Return logits [batch] from dense float [batch, num_dense] and ids [batch, features]."""
-        vectors = self.embedding(ids)  # [batch, features, dim]
-        if self.bottom is None:
-            return self.top(self.interact(vectors)).squeeze(1)
-        x = self.bottom(dense)
-        products = self.interact(torch.cat([x.unsqueeze(1), vectors], 1))
-        return self.top(torch.cat([x, products], 1)).squeeze(1)
+        x = None if self.bottom is None else self.bottom(dense)
+        products = self.embedding.pairs(ids, x)
+        if products is None:
+            vectors = self.embedding(ids)  # [batch, features, dim]
+            products = self.interact(vectors if x is None else torch.cat([x.unsqueeze(1), vectors], 1))
+        return self.top(products if x is None else torch.cat([x, products], 1)).squeeze(1)
 
     def interact(self, vectors: Tensor) -> Tensor:
         """Return the dot products of all pairs, [batch, n, dim] -> [batch, n (n - 1) / 2]."""

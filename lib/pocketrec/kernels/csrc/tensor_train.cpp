@@ -27,11 +27,14 @@ inline __attribute__((always_inline)) void tile(float* to, i64 to_row, const flo
     }
   }
   for (i64 k = 0; k < depth; ++k) {
+    V row[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) {
-      const V from = *reinterpret_cast<const V*>(b + k * b_row + n * W);
+    for (int n = 0; n < N; ++n) row[n] = *reinterpret_cast<const V*>(b + k * b_row + n * W);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) sum[m][n] += from * a[m * a_row + k * a_step];
+    for (int m = 0; m < M; ++m) {
+      const float times = a[m * a_row + k * a_step];
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) sum[m][n] += row[n] * times;
     }
   }
 #pragma GCC unroll 8
@@ -41,24 +44,30 @@ inline __attribute__((always_inline)) void tile(float* to, i64 to_row, const flo
   }
 }
 
+// `N` vectors of all rows, in tiles that leave room in the registers.
 template <int W, int N>
 inline void strip(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_row, i64 rows,
                   i64 depth, bool more) {
+  const auto some = [&](auto count, i64& m) {
+    constexpr int M = decltype(count)::value;
+    for (; m + M <= rows; m += M) {
+      tile<W, M, N>(to + m * to_row, to_row, a + m * a_row, a_row, a_step, b, b_row, depth, more);
+    }
+  };
   i64 m = 0;
-  if (N <= 2) {
-    for (; m + 8 <= rows; m += 8) tile<W, 8, N>(to + m * to_row, to_row, a + m * a_row, a_row, a_step, b, b_row, depth, more);
-  }
-  for (; m + 4 <= rows; m += 4) tile<W, 4, N>(to + m * to_row, to_row, a + m * a_row, a_row, a_step, b, b_row, depth, more);
-  for (; m + 2 <= rows; m += 2) tile<W, 2, N>(to + m * to_row, to_row, a + m * a_row, a_row, a_step, b, b_row, depth, more);
-  if (m < rows) tile<W, 1, N>(to + m * to_row, to_row, a + m * a_row, a_row, a_step, b, b_row, depth, more);
+  some(std::integral_constant<int, 8>{}, m);
+  some(std::integral_constant<int, 4>{}, m);
+  some(std::integral_constant<int, 2>{}, m);
+  some(std::integral_constant<int, 1>{}, m);
 }
 
 template <int W>
 void multiply(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_row, i64 rows,
               i64 columns, i64 depth, bool more) {
   i64 n = 0;
-  for (; n + 4 * W <= columns; n += 4 * W) strip<W, 4>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
-  for (; n + 2 * W <= columns; n += 2 * W) strip<W, 2>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
+  for (; n + 2 * W <= columns; n += 2 * W) {
+    strip<W, 2>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
+  }
   if (n < columns) strip<W, 1>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
 }
 
@@ -143,15 +152,17 @@ struct Plan {
     const Divisor by_all(radix[1] * radix[2]), by_last(radix[2]);
     counts.assign(radix[0] + radix[1] + radix[2] + 3, 0);
     u32 *count1 = counts.data(), *count2 = count1 + radix[0] + 1, *count3 = count2 + radix[1] + 1;
-    items.clear();
     const i64 step = tables ? 1 : table_count;
+    items.resize((n + step - 1) / step);
+    Item* end = items.data();
     for (i64 j = tables ? 0 : table; j < n; j += step) {
       if (ids[j] < 0 || (tables && tables[j] != table)) continue;
       const u64 x = ids[j], first = by_all(x), rest = x - first * by_all.m, middle = by_last(rest);
       const u32 last = static_cast<u32>(rest - middle * by_last.m);
-      items.push_back({static_cast<u32>(j), static_cast<u32>(first), static_cast<u32>(middle), last});
+      *end++ = {static_cast<u32>(j), static_cast<u32>(first), static_cast<u32>(middle), last};
       ++count1[first + 1], ++count2[middle + 1], ++count3[last + 1];
     }
+    items.resize(end - items.data());
     sorted.resize(items.size());
     pass(count3, radix[2], &Item::last);
     pass(count1, radix[0], &Item::first);
@@ -191,7 +202,8 @@ struct Plan {
 
   void pass(u32* count, i64 radix, u32 Item::*digit) {
     for (i64 i = 0; i < radix; ++i) count[i + 1] += count[i];
-    for (const Item& item : items) sorted[count[item.*digit]++] = item;
+    Item* to = sorted.data();
+    for (const Item& item : items) to[count[item.*digit]++] = item;
     items.swap(sorted);
   }
 
