@@ -61,5 +61,5 @@ def test_a_suite_has_a_dashboard_of_its_own_which_copes_with_missing_cells(tmp_p
     shutil.copy(NOTEBOOKS / "cce_movielens.ipynb", tmp_path)
     suite = records.write(tmp_path / "cce_movielens", records.suite(seeds=1), notebooks=False)
     (page,) = report.dashboards(suite, notebooks=tmp_path, progress=False)
-    assert page.stem == "cce_movielens" and "81 not run" in page.read_text()
+    assert page.stem == "cce_movielens" and "82 not run" in page.read_text()
     assert report.dashboards(records.write(tmp_path / "other", records.suite(seeds=1)), tmp_path, progress=False) == []

@@ -3,7 +3,10 @@
 import pytest
 
 from pocketrec import embeddings, paths
+from pocketrec.embeddings import full_bytes
 from pocketrec.errors import UserError
+from pocketrec.files import read_yaml
+from pocketrec.suite import spec
 from pocketrec.suite.sizes import RATIOS, sizes, tables
 
 PUBLISHED = {"criteo-kaggle": (33_762_577, 16), "criteo-tb-40m": (187_767_399, 128), "avazu": (9_449_445, 16)}
@@ -34,3 +37,16 @@ def test_unknown_tables_are_answered_with_the_nearest(tmp_path, monkeypatch):
     (tmp_path / "tables/mine.yaml").write_text("dim: 16\n")
     with pytest.raises(UserError, match=r"mine\.yaml: needs `dim`"):
         tables("mine")
+
+
+def test_the_suite_beside_published_numbers_has_their_budgets_to_the_float():
+    suite = spec.load("cce_movielens")
+    content = read_yaml(paths.PARAMS / "published/cce_movielens.yaml")
+    cardinalities = [6041, content["rows"] - 6041]
+    budgets = set()
+    for cell in suite.cells:
+        assert cell["method"] in content["methods"]
+        if cell["method"] != "full":
+            floats = full_bytes(cardinalities, suite.fixed["dim"]) / cell["ratio"] / 4
+            budgets.add(floats / (2 * suite.fixed["dim"]))
+    assert budgets == {32, 128, 512, 2048, 4096} <= set(content["budgets"])

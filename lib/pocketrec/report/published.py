@@ -1,9 +1,12 @@
 """A suite beside the numbers that others published: `params/published/<name>.yaml`.
 
-title, source     what the numbers are and where they stand
-budgets           floats for each of two tables, divided by their width
-rows              of both tables together: the ratio of a budget is rows / (2 budget)
-methods           for each method its validation AUC at each budget, null where theirs could not run
+    title, source     what the numbers are and where they stand
+    dataset           on which ours ran
+    budgets           floats for each of two tables, divided by their width
+    rows              of both tables together: the ratio of a budget is rows / (2 budget)
+    methods           for each method its score at each budget, null where theirs could not run
+
+A score is the highest validation AUC of any epoch.
 """
 
 import matplotlib.pyplot as plt
@@ -18,11 +21,11 @@ from pocketrec.files import read_yaml
 from pocketrec.report.plots import INK, house_style, look
 from pocketrec.report.statistics import summary
 
-KEYS = ("title", "source", "budgets", "rows", "methods")
+KEYS = ("title", "source", "dataset", "budgets", "rows", "methods")
 
 
 def load(name: str) -> pd.DataFrame:
-    """Return the published numbers, one row a method and budget: method, budget, ratio_requested, theirs."""
+    """Return the published numbers, one row a method and budget: dataset, method, budget, ratio_requested, theirs."""
     folder = paths.PARAMS / "published"
     if not (folder / f"{name}.yaml").exists():
         raise unknown("published results", name, [path.stem for path in folder.glob("*.yaml")], folder)
@@ -36,7 +39,7 @@ def load(name: str) -> pd.DataFrame:
             raise UserError(f"{path}: `methods.{method}` has {len(scores)} numbers for {len(budgets)} budgets")
     table = pd.DataFrame(methods, index=pd.Index(budgets, name="budget"), dtype="float64")
     table = table.rename_axis(columns="method").T.stack(future_stack=True).rename("theirs").reset_index()
-    return table.assign(ratio_requested=content["rows"] / (2 * table["budget"]))
+    return table.assign(dataset=content["dataset"], ratio_requested=content["rows"] / (2 * table["budget"]))
 
 
 def beside(results: pd.DataFrame, name: str, tolerance: float = 0.005) -> pd.DataFrame:
@@ -46,12 +49,18 @@ def beside(results: pd.DataFrame, name: str, tolerance: float = 0.005) -> pd.Dat
     where ours is no more than `tolerance` below theirs, `below`, or why there is none: `no instance` of ours is as
     small, `only ours` has one, a run that failed, or `not run`. The full table stands in every budget.
     """
-    cells = summary(results)[["method", "ratio_requested", "validation_auc", "n", "status"]]
+    place = ["dataset", "method", "ratio_requested"]
+    cells = summary(results)[[*place, "validation_auc", "n", "status"]]
     cells = cells.assign(ratio_requested=cells["ratio_requested"].round(6))
+    if (twice := cells[place].duplicated()).any():
+        method, ratio = cells.loc[twice, place[1:]].iloc[0]
+        raise UserError(
+            f"{method} at ratio {ratio:g} ran with different parameters; compare a suite in which it has one"
+        )
     table = load(name)
     full = table["method"] == "full"
     table["ratio_requested"] = table["ratio_requested"].mask(full, 1).round(6)
-    table = table.merge(cells, "left", ["method", "ratio_requested"])
+    table = table.merge(cells, "left", place)
     table = table.rename(columns={"validation_auc": "ours", "n": "seeds"}).fillna({"seeds": 0})
     table["difference"] = table["ours"] - table["theirs"]
     table["verdict"] = [_verdict(row, tolerance) for row in table.to_dict("records")]
@@ -136,7 +145,5 @@ def _panel(ax: Axes, cells: pd.DataFrame, method: str) -> None:
     ax.set_xticks(cells["budget"][::2], [f"{budget:,}" for budget in cells["budget"][::2]])
     ax.minorticks_off()
     compared = cells["difference"].dropna()
-    told = (
-        f"{compared.min():+.3f} to {compared.max():+.3f}".replace("-", "−") if len(compared) else "nothing to compare"
-    )
-    ax.set_title(f"{method}: {told}")
+    ends = dict.fromkeys(_signed(end) for end in (compared.min(), compared.max()) if len(compared))
+    ax.set_title(f"{method}: {' to '.join(ends) or 'no cell in both'}")
