@@ -207,7 +207,8 @@ def test_published_scores_are_lines(visit, tmp_path, monkeypatch):
     monkeypatch.setattr("pocketrec.paths.PARAMS", tmp_path)
     (tmp_path / "published").mkdir()
     (tmp_path / "published/mine.yaml").write_text(
-        "title: A grid\nsource: a paper\ndataset: planted\nbudgets: [5]\nrows: 100\nmethods: {full: [0.8], robe: [0.71]}\n"
+        "title: A grid\nsource: a paper\ndataset: planted\n"
+        "budgets: [5]\nrows: 100\nmethods: {full: [0.8], robe: [0.71]}\n"
     )
     shown = visit(path=report.index(records.write(tmp_path / "mine", [records.quality("robe", "planted", 10, 0)])))
     assert "robe, published" in shown.texts("#learning-picture text")

@@ -128,7 +128,8 @@ def test_published_scores_stand_beside_the_cells_of_their_suite(tmp_path, monkey
     monkeypatch.setattr("pocketrec.paths.PARAMS", tmp_path)
     (tmp_path / "published").mkdir()
     (tmp_path / "published/mine.yaml").write_text(
-        "title: A grid\nsource: a paper\ndataset: planted\nbudgets: [5]\nrows: 100\nmethods: {full: [0.8], robe: [0.75]}\n"
+        "title: A grid\nsource: a paper\ndataset: planted\n"
+        "budgets: [5]\nrows: 100\nmethods: {full: [0.8], robe: [0.75]}\n"
     )
     records.write(tmp_path / "mine", [records.quality("robe", "planted", 10, 0)])
     page = Page(report.index(tmp_path / "mine"))
