@@ -48,6 +48,20 @@ def test_exclude(here):
     assert [(c["method"], c["ratio"]) for c in suite.cells] == [("robe", 10), ("full", 100)]
 
 
+def test_a_knob_of_one_method_is_an_axis_of_its_cells_alone(here):
+    suite = load(here, "grid: {method: [robe, full], dataset: tiny, robe.block_size: [1, 8]}")
+    assert [(c["method"], c.get("robe.block_size")) for c in suite.cells] == [("robe", 1), ("robe", 8), ("full", None)]
+    runs = plan.plan(suite)
+    assert [run.parameters["knobs"] for run in runs][:2] == [{"block_size": 1}, {"block_size": 8}]
+    assert runs[0].name.endswith("s0-block_size1")
+
+
+def test_several_grids_are_joined_without_repetition(here):
+    few, many = "{method: full, dataset: tiny, seed: [0, 1]}", "{method: [full, robe], dataset: tiny, seed: 0}"
+    suite = load(here, f"grid: [{few}, {many}]\nexclude: [{{seed: 1}}]")
+    assert [(c["method"], c["seed"]) for c in suite.cells] == [("full", 0), ("robe", 0)]
+
+
 def test_knobs_are_layered(here):
     here.write("params/methods/robe.yaml", "knobs: {block_size: 16}\n")
     assert load(here, GRID).knobs["robe"] == {"block_size": 16}

@@ -59,7 +59,7 @@ class TTRec(Embedding):
 
     name = "tt_rec"
     paper = "MLSys 2021"
-    knobs = {"cores": 3, "rank": None, "tables": None, "threshold": None, "init": "scaled_gaussian", "cache": 0}
+    knobs = {"cores": 3, "rank": None, "tables": None, "threshold": None, "init": "scaled_gaussian", "cache": 0.0}
 
     @classmethod
     def solve(

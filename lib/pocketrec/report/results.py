@@ -193,6 +193,7 @@ def _variants(quality: list[dict[str, Any]]) -> dict[str, str]:
         | {"ratio": record.get("ratio"), "name": name, "value": str(value)}
         for record in quality
         for name, value in _flat(record.get("parameters", {}))
+        if name != record.get("search", {}).get("parameter")  # chosen for each cell, not an axis
     )
     names = {record["run"]: "" for record in quality}
     if settings.empty:

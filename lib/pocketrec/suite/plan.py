@@ -207,7 +207,8 @@ def _quality(
     chosen = {search["parameter"]: search["chosen"]} if search else {}
     method, dataset = ({**defaults, **suite.fixed, **cell}[axis] for axis in ("method", "dataset"))
     layers = {**defaults, **facts.recipes[dataset], **suite.fixed, **chosen, **cell, **(extra or {})}
-    layers |= {"knobs": suite.knobs[method], "dataset_options": suite.options[dataset]}
+    knobs = suite.knobs[method] | {_knob(axis): value for axis, value in cell.items() if "." in axis}
+    layers |= {"knobs": knobs, "dataset_options": suite.options[dataset]}
     parameters = {name: layers[name] for name in defaults if name != "run_dir"}
     digest = facts.digests.get(dataset)
     return {
@@ -252,9 +253,14 @@ def _timed(suite: Suite, quality: list[dict[str, Any]]) -> Iterator[dict[str, An
 
 def _name(parameters: Mapping[str, Any], cell: Mapping[str, Any], last: str) -> str:
     ratio = f"r{parameters['ratio']:g}-" if "ratio" in parameters else ""
-    others = [f"-{axis}{_plain(value)}" for axis, value in cell.items() if axis not in AXES]
+    others = [f"-{_knob(axis)}{_plain(value)}" for axis, value in cell.items() if axis not in AXES]
     parts = [parameters["method"], parameters["dataset"], ratio + last + "".join(others)]
     return "/".join(_safe(part) for part in parts)
+
+
+def _knob(axis: str) -> str:
+    """Return the name of a knob from its axis, `block_size` from `robe.block_size`; other axes as they are."""
+    return axis.rpartition(".")[2]
 
 
 def _plain(value: Any) -> str:

@@ -15,7 +15,8 @@ from pocketrec import paths
 from pocketrec.errors import UserError, suggest, unknown
 from pocketrec.files import read_yaml
 
-KEYS = ("title", "notebook", "timed", "grid", "fixed", "search", "knobs", "options", "exclude", "limits", "jobs")
+KEYS = ("title", "paper", "notebook", "timed", "grid", "fixed", "search", "knobs", "options", "exclude", "limits")
+KEYS += ("jobs",)
 METHOD_KEYS = ("title", "knobs")
 AXES = ("method", "dataset", "ratio", "seed")
 RESERVED = {
@@ -85,13 +86,15 @@ class Limits:
 class Suite:
     """A checked suite.
 
-    `cells` is the grid multiplied out, without what is excluded; `search` holds one parameter and the values
-    from which validation chooses for every configuration, or nothing.
+    `cells` is the grid multiplied out, without what is excluded; an axis `robe.block_size` is a knob of one method and
+    stands in that method's cells alone. `search` holds one parameter and the values from which validation chooses for
+    every configuration, or nothing. `paper` names the notebook that answers the suite, and its measurements, or "".
     """
 
     name: str
     path: Path
     title: str
+    paper: str
     notebook: Template
     timed: Template | None
     cells: tuple[dict[str, Any], ...]
@@ -140,11 +143,12 @@ def load(suite: str) -> Suite:
         name=path.stem,
         path=path,
         title=str(content.get("title", path.stem)),
+        paper=_paper(path, content),
         notebook=notebook,
         timed=timed,
         cells=tuple(cells),
         fixed=fixed,
-        search=_search(path, content, notebook.parameters, {*fixed, *cells[0]}),
+        search=_search(path, content, notebook.parameters, {*fixed, *axis_names(cells)}),
         knobs={name: _knobs(path, content, name) for name in _values(path, resolved, "method")},
         options={name: _options(path, content, name) for name in _values(path, resolved, "dataset")},
         limits=_limits(path, content),
@@ -269,8 +273,10 @@ def _search(where: Path, content: Mapping, defaults: Mapping[str, Any], taken: s
 def _axis(where: Path, key: Any, values: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Points of one axis, or of several zipped ones (`"method, ratio": [[full, 1], [robe, 100]]`)."""
     names = [name.strip() for name in _text(where, "grid", key).split(",")]
+    knobs = {name: _knob_default(where, name) for name in names if "." in name}
     for name in names:
-        _settable(where, "an axis", name, defaults)
+        if name not in knobs:
+            _settable(where, "an axis", name, defaults)
     values = values if isinstance(values, list) else [values]
     if names == ["method"] and values == ["all"]:
         from pocketrec.embeddings import available
@@ -282,15 +288,38 @@ def _axis(where: Path, key: Any, values: Any, defaults: Mapping[str, Any]) -> li
     for row in rows:
         if not isinstance(row, list) or len(row) != len(names):
             raise UserError(f"{where}: axis `{key}` needs lists of {len(names)} values, got {row!r}")
-    points = [{n: _parameter(where, n, v, defaults) for n, v in zip(names, row, strict=True)} for row in rows]
+    known = {**defaults, **knobs}
+    points = [{n: _parameter(where, n, v, known) for n, v in zip(names, row, strict=True)} for row in rows]
     for index, point in enumerate(points):
         if point in points[:index]:
             raise UserError(f"{where}: axis `{key}` lists {values[index]!r} twice")
     return points
 
 
+def _knob_default(where: Path, name: str) -> Any:
+    """Return the default of `method.knob`."""
+    from pocketrec.embeddings import METHODS
+
+    method, _, knob = name.partition(".")
+    _known("method", [method], METHODS, f"{where}: grid")
+    _known(f"knob of {method}", [knob], METHODS[method].knobs, f"{where}: grid")
+    return METHODS[method].knobs[knob]
+
+
 def _cells(where: Path, content: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
-    grid = _mapping(where, "grid", content)
+    """Multiply out the grid, or each of several, and keep what no rule excludes, every cell once."""
+    grids = content.get("grid")
+    grids = grids if isinstance(grids, list) and grids else [grids]
+    grids = [_mapping(where, "grid", {"grid": grid}) for grid in grids]
+    cells = [cell for grid in grids for cell in _product(where, grid, defaults)]
+    cells = [cell for index, cell in enumerate(cells) if cell not in cells[:index]]
+    kept = [cell for cell in cells if not any(_matches(cell, rule) for rule in _exclude(where, content, cells))]
+    if not kept:
+        raise UserError(f"{where}: `exclude` leaves no run of the grid")
+    return kept
+
+
+def _product(where: Path, grid: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not grid:
         raise UserError(f"{where}: `grid` is empty; it needs at least `method` and `dataset`")
     axes = [_axis(where, key, values, defaults) for key, values in grid.items()]
@@ -298,12 +327,18 @@ def _cells(where: Path, content: Mapping[str, Any], defaults: Mapping[str, Any])
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{where}: axis `{name}` stands in `grid` twice")
-    cells = [_at_its_ratio({k: v for point in points for k, v in point.items()}) for points in product(*axes)]
-    cells = [cell for index, cell in enumerate(cells) if cell not in cells[:index]]
-    kept = [cell for cell in cells if not any(_matches(cell, rule) for rule in _exclude(where, content, cells))]
-    if not kept:
-        raise UserError(f"{where}: `exclude` leaves no run of the grid")
-    return kept
+    return [_own({k: v for point in points for k, v in point.items()}) for points in product(*axes)]
+
+
+def axis_names(cells: Iterable[Mapping[str, Any]]) -> dict[str, None]:
+    """Return the names of all axes, in order: not every cell has each."""
+    return dict.fromkeys(name for cell in cells for name in cell)
+
+
+def _own(cell: dict[str, Any]) -> dict[str, Any]:
+    """Return the cell without knobs of other methods, at the only ratio its method exists at if there is one."""
+    others = [name for name in cell if "." in name and name.partition(".")[0] != cell.get("method")]
+    return _at_its_ratio({name: value for name, value in cell.items() if name not in others})
 
 
 def _at_its_ratio(cell: dict[str, Any]) -> dict[str, Any]:
@@ -320,8 +355,8 @@ def _exclude(where: Path, content: Mapping[str, Any], cells: list[dict[str, Any]
         raise UserError(f"{where}: `exclude` must be a list of mappings of axes to values")
     rules = [{k: v if isinstance(v, list) else [v] for k, v in rule.items()} for rule in rules]
     for axis, values in (item for rule in rules for item in rule.items()):
-        _known("axis", [axis], cells[0], f"{where}: exclude")
-        known = [cell[axis] for cell in cells]
+        _known("axis", [axis], axis_names(cells), f"{where}: exclude")
+        known = [cell[axis] for cell in cells if axis in cell]
         for value in values:
             if value not in known:
                 raise UserError(
@@ -332,7 +367,16 @@ def _exclude(where: Path, content: Mapping[str, Any], cells: list[dict[str, Any]
 
 
 def _matches(cell: Mapping[str, Any], rule: Mapping[str, list]) -> bool:
-    return all(cell[axis] in values for axis, values in rule.items())
+    return all(axis in cell and cell[axis] in values for axis, values in rule.items())
+
+
+def _paper(where: Path, content: Mapping[str, Any]) -> str:
+    """Return the paper whose notebook answers the suite, or ""."""
+    known = [path.stem for path in (Path(__file__).parents[1] / "papers").glob("[!_]*.py")]
+    paper = _text(where, "paper", content.get("paper", ""))
+    if paper:
+        _known("paper", [paper], known, where)
+    return paper
 
 
 def _values(where: Path, resolved: list[dict[str, Any]], name: str) -> list[str]:
