@@ -17,7 +17,7 @@ FILTERS = $(if $(METHOD),--method $(METHOD)) $(if $(DATASET),--dataset $(DATASET
 EXECUTION = $(if $(JOBS),--jobs $(JOBS)) $(if $(EXECUTOR),--executor $(EXECUTOR))
 
 .DEFAULT_GOAL = help
-.PHONY: help all plan run retry status dashboards index compare bundle lab bench prepare test test-all lint clean setup
+.PHONY: help all plan run retry measure status dashboards index compare bundle lab bench prepare test test-all lint clean setup
 
 help: ## show this help
 	@echo "make TARGET [SUITE=quick] [METHOD=] [DATASET=] [RATIO=] [SEED=] [JOBS=] [EXECUTOR=]"
@@ -36,6 +36,9 @@ run: $(READY) ## run what is not done yet
 
 retry: $(READY) ## run again what failed, and nothing else
 	@$(BIN)/pocketrec retry $(SUITE) $(FILTERS) $(EXECUTION)
+
+measure: $(READY) ## time and weigh what a paper's suite asks for beside its runs, alone on the machine
+	@$(BIN)/pocketrec measure $(SUITE)
 
 status: $(READY) ## how many runs are done, failed, infeasible, to do
 	@$(BIN)/pocketrec status $(SUITE) $(FILTERS)

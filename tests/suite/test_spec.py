@@ -87,6 +87,11 @@ def test_numbers_of_yaml_1_2(here):
         "grid is a list": ("grid: [1]", "`grid` must be a mapping"),
         "empty axis": ("grid: {method: [], dataset: tiny}", "axis `method` is empty"),
         "unknown axis": ("grid: {method: robe, sed: 1}", "unknown axis 'sed'; did you mean 'seed'?"),
+        "knob of no method": ("grid: {method: robe, rob.block_size: 1}", "unknown method 'rob'; did you mean 'robe'?"),
+        "axis of no knob": ("grid: {method: robe, robe.block: 1}", "unknown knob of robe 'block'; did you mean"),
+        "knob axis of another type": ("grid: {method: robe, robe.block_size: big}", "must be of type int, like 8"),
+        "empty list of grids": ("grid: []", "`grid` is empty"),
+        "unknown paper": (GRID + "paper: rob", "unknown paper 'rob'"),
         "axis twice": (
             'grid: {method: robe, dataset: tiny, seed: 1, "seed, ratio": [[1, 2]]}',
             "axis `seed` stands in `grid` twice",

@@ -26,6 +26,7 @@ _HOME = {
     "index": "site",
     "knobs": "method",
     "load_curves": "results",
+    "load_measured": "results",
     "load_results": "results",
     "load_speed": "results",
     "numbers": "tables",

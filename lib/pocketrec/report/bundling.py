@@ -75,6 +75,8 @@ def _copy(suite_dir: Path, copy: Path) -> list[str]:
             place = copy / path.relative_to(suite_dir)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(anonymous(path.read_text(encoding="utf-8", errors="replace")), encoding="utf-8")
+    if (suite_dir / "measured").is_dir():
+        shutil.copytree(suite_dir / "measured", copy / "measured")
     for name in ENVIRONMENT:
         if (paths.ROOT / name).exists():
             (copy / "environment").mkdir(parents=True, exist_ok=True)

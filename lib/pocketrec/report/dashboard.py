@@ -20,17 +20,17 @@ _ENGINE = {
 
 
 def dashboards(
-    suite_dir: str | Path, notebooks: Path = NOTEBOOKS, progress: bool = True, suite: str | None = None
+    suite_dir: str | Path, notebooks: Path = NOTEBOOKS, progress: bool = True, own: str | None = None
 ) -> list[Path]:
     """Execute dashboards on a suite's folder; return the pages in `<suite_dir>/dashboards/`.
 
-    One with a parameter `method` is executed for each method, one with `other` waits for `compare`; a notebook named
-    as the suite (by default the folder) is its own. A dashboard that stops keeps its notebook and page, which show
-    where; the others are still made. Then `UserError` names those that stopped.
+    One with a parameter `method` is executed for each method, one with `other` waits for `compare`; `own`, by default
+    the folder's name, is the notebook that answers this suite alone, where there is one. A dashboard that stops keeps
+    its notebook and page, which show where; the others are still made. Then `UserError` names those that stopped.
     """
     suite_dir = Path(suite_dir).resolve()
-    own = Path(notebooks) / f"{suite or suite_dir.name}.ipynb"
-    sources = [*sorted(Path(notebooks).glob("dashboard_*.ipynb")), *([own] if own.exists() else [])]
+    answer = Path(notebooks) / f"{own or suite_dir.name}.ipynb"
+    sources = [*sorted(Path(notebooks).glob("dashboard_*.ipynb")), *([answer] if answer.exists() else [])]
     todo = [job for source in sources for job in _jobs(source, suite_dir)]
     pages, stopped = [], []
     for source, name, parameters in tqdm(todo, "dashboards", unit="notebook", disable=not progress):

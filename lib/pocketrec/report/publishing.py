@@ -10,8 +10,8 @@ from pocketrec.report.results import collect, load_results
 from pocketrec.report.site import index
 
 
-def publish(suite_dir: str | Path, target: str | Path, question: str | None = None) -> Path:
-    """Copy the records of a suite, one executed notebook a method and dataset, and build page and dashboards over them.
+def publish(suite_dir: str | Path, target: str | Path, question: str | None = None, own: str | None = None) -> Path:
+    """Copy a suite's records, measurements and one executed notebook a method and dataset; build page and dashboards.
 
     Models, predictions and the other notebooks stay behind: a suite of hundreds of runs is then a few megabytes.
     The old content of `target` is replaced only when the new one is whole. Returns the page.
@@ -34,8 +34,10 @@ def publish(suite_dir: str | Path, target: str | Path, question: str | None = No
         for name in names:
             if (suite_dir / folder / name).exists():
                 shutil.copyfile(suite_dir / folder / name, new / folder / name)
+    if (suite_dir / "measured").is_dir():
+        shutil.copytree(suite_dir / "measured", new / "measured")
     collect(new)
-    dashboards(new, suite=target.name)
+    dashboards(new, own=own or target.name)
     index(new, title=target.name, question=question)
     plots.auc_vs_ratio(results).savefig(new / "auc_vs_ratio.png", dpi=110)
     shutil.rmtree(target, ignore_errors=True)

@@ -66,6 +66,11 @@ def load_speed(path: str | Path) -> pd.DataFrame:
     return speed(read_records(Path(path)))
 
 
+def load_measured(path: str | Path) -> dict[str, pd.DataFrame]:
+    """Return the tables in a suite's folder that `pocketrec measure` has made, by name; none where it has not run."""
+    return {file.stem: pd.read_parquet(file) for file in sorted((Path(path) / "measured").glob("*.parquet"))}
+
+
 def speed(found: list[dict[str, Any]]) -> pd.DataFrame:
     """Return what `load_speed` does: timed samples, each with the variant of the quality run it measured."""
     variants = {record["run"]: identity["variant"] for record, identity in _quality(found)}

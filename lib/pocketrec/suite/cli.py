@@ -67,6 +67,7 @@ def everything(
     code = _execute(suite, _filters(method, dataset, ratio, seed), jobs, executor, retry=False)
     if code not in (0, 1):
         raise typer.Exit(code)
+    _measure(suite, again=False)
     collect(suite)
     try:
         dashboards(suite)
@@ -122,6 +123,12 @@ def retry(
 
 
 @app.command(rich_help_panel=SUITES)
+def measure(suite: SuiteName) -> None:
+    """Take the measurements of a paper's suite that are no training runs, alone on the machine."""
+    _measure(suite, again=True)
+
+
+@app.command(rich_help_panel=SUITES)
 def status(
     suite: SuiteName,
     method: Method = None,
@@ -149,7 +156,7 @@ def dashboards(suite: SuiteName) -> None:
     """Build the dashboards from the records."""
     from pocketrec import report
 
-    report.dashboards(_results(suite))
+    report.dashboards(_results(suite), own=_own_dashboard(suite))
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -169,7 +176,8 @@ def publish(suite: SuiteName) -> None:
     from pocketrec import paths, report
 
     folder = _results(suite)
-    page = report.publish(folder, paths.RESULTS / "published" / folder.name, question=_title(suite))
+    target = paths.RESULTS / "published" / folder.name
+    page = report.publish(folder, target, question=_title(suite), own=_own_dashboard(suite))
     _console().print(f"kept {page.parent}", soft_wrap=True)
 
 
@@ -368,6 +376,26 @@ def _execute(name: str, filters: dict[str, str | None], jobs: int | None, execut
     states = display.counts([run.state for run in _plan(name, filters)[1]])
     console.print(f"[bold]{suite.name}[/]: {states}" + ("" if done else "; nothing to do"))
     return worst
+
+
+def _measure(name: str, *, again: bool) -> None:
+    """Measure what a suite's paper asks for beside its runs; unless `again`, only what is not up to date."""
+    from pocketrec.suite import measured, spec
+
+    suite = spec.load(name)
+    if again or not measured.up_to_date(suite):
+        for path in measured.measure(suite):
+            _console().print(f"measured {path}", soft_wrap=True)
+
+
+def _own_dashboard(name: str) -> str | None:
+    """Return the notebook that answers a suite: its paper's, or one of its own name."""
+    from pocketrec.suite import spec
+
+    if Path(name).is_dir():
+        return None
+    suite = spec.load(name)
+    return f"paper_{suite.paper}" if suite.paper else suite.name
 
 
 def _title(name: str) -> str | None:

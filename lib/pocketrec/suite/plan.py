@@ -300,6 +300,11 @@ def _code(patterns: Iterable[str], skip: Iterable[Path] = ()) -> dict[str, str]:
     return _files({file for pattern in patterns for file in PACKAGE.glob(pattern)} - set(skip))
 
 
+def code_hash(patterns: Iterable[str]) -> str:
+    """Return one hash of the files of this package that match."""
+    return _hash(_code(patterns))
+
+
 def _method_files(*methods: str) -> set[Path]:
     """Files of the methods (all when none is given), and of the methods that they extend."""
     from pocketrec.embeddings import METHODS

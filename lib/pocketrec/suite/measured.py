@@ -1,0 +1,62 @@
+"""Measurements of a suite that are no training runs: `pocketrec.papers.<paper>.measure`, kept beside its runs.
+
+results/<suite>/measured/<table>.parquet   the tables that it returns
+results/<suite>/measured/about.json        when, on what machine, by which code; written last
+"""
+
+import json
+import time
+from importlib import import_module
+from pathlib import Path
+
+from pocketrec.errors import UserError
+from pocketrec.files import atomic, write_json
+from pocketrec.suite import process, record
+from pocketrec.suite.plan import SHARED_CODE, TIMED_CODE, code_hash
+from pocketrec.suite.spec import Suite
+
+ABOUT = "about.json"
+
+
+def up_to_date(suite: Suite) -> bool:
+    """Whether the suite's measurements, if it has any, were made by the code as it is."""
+    try:
+        found = json.loads((_folder(suite) / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return not suite.paper
+    return found["code"] == _code(suite)
+
+
+def measure(suite: Suite) -> list[Path]:
+    """Measure alone on the machine, keep every table, and return their files.
+
+    Raises:
+        UserError: for a suite without a paper.
+    """
+    if not suite.paper:
+        raise UserError(f"{suite.path}: has no `paper`, so there is nothing to measure but its runs")
+    paper = import_module(f"pocketrec.papers.{suite.paper}")
+    started, clock = record.now(), time.monotonic()
+    with process.locked(process.MACHINE_LOCK, give_up=lambda: False):
+        tables = paper.measure(suite.folder)
+    written = [_folder(suite) / f"{name}.parquet" for name in tables]
+    for path, table in zip(written, tables.values(), strict=True):
+        with atomic(path) as file:
+            table.to_parquet(file)
+    about = {
+        "paper": suite.paper,
+        "started": started,
+        "seconds": round(time.monotonic() - clock, 1),
+        "code": _code(suite),
+        "environment": record.environment(),
+    }
+    write_json(_folder(suite) / ABOUT, about)
+    return written
+
+
+def _folder(suite: Suite) -> Path:
+    return suite.folder / "measured"
+
+
+def _code(suite: Suite) -> str:
+    return code_hash((f"papers/{suite.paper}.py", *SHARED_CODE, *TIMED_CODE))
