@@ -130,3 +130,9 @@ def test_timed_runs_take_turns(tmp_path):
     assert is_locked(lock), "a worker that was given the lock holds it on"
     os.close(child)
     assert not is_locked(lock)
+
+
+def test_a_run_on_a_gpu_starts_from_nothing_and_ends_alike(root):
+    root.suite("cold", 'grid: {method: robe, dataset: tiny}\nfixed: {device: "cuda:0"}\n')
+    assert root.call("run", "cold")[0] == 0
+    assert [found["status"] for found in root.records("cold").values()] == ["done"]

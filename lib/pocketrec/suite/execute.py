@@ -111,6 +111,16 @@ def _with_retries(cells: _Cells, action: Callable[[], None]) -> None:
                 raise
 
 
+def main(job: str) -> int:
+    """Execute the job, write `outcome.json`; the exit code tells a full disk, where nothing can be written."""
+    outcome = execute(json.loads(Path(job).read_text(encoding="utf-8"))["parameters"])
+    try:
+        write_json(Path("outcome.json"), {key: value for key, value in outcome.items() if value})
+    except OSError as error:
+        return errno.ENOSPC if error.errno == errno.ENOSPC else 1
+    return 0
+
+
 def _end_with(parent: int) -> None:
     from pocketrec.suite.process import family, kill
 
@@ -120,17 +130,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def main(job: str) -> int:
-    """Execute the job, write `outcome.json`; the exit code tells a full disk, where nothing can be written."""
-    content = json.loads(Path(job).read_text(encoding="utf-8"))
-    threading.Thread(target=_end_with, args=(content["parent"],), daemon=True).start()
-    outcome = execute(content["parameters"])
-    try:
-        write_json(Path("outcome.json"), {key: value for key, value in outcome.items() if value})
-    except OSError as error:
-        return errno.ENOSPC if error.errno == errno.ENOSPC else 1
-    return 0
-
-
 if __name__ == "__main__":
+    runner = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["parent"]
+    threading.Thread(target=_end_with, args=(runner,), daemon=True).start()
     sys.exit(main(sys.argv[1]))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -85,7 +86,17 @@ def kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=10)
 
 
-def watch(worker: subprocess.Popen, *, seconds: float, memory_bytes: float, stopped: Callable[[], bool]) -> str | None:
+class Worker(Protocol):
+    """A process that executes a run."""
+
+    pid: int
+    returncode: int | None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return its exit code, or raise `subprocess.TimeoutExpired`."""
+
+
+def watch(worker: Worker, *, seconds: float, memory_bytes: float, stopped: Callable[[], bool]) -> str | None:
     """Wait for a worker and end its whole family when it must not go on.
 
     Returns:

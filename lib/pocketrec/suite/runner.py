@@ -14,13 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import pocketrec
 from pocketrec import paths
 from pocketrec.errors import UserError
 from pocketrec.files import atomic, write_json
-from pocketrec.suite import process, record
+from pocketrec.suite import nursery, process, record
 from pocketrec.suite.execute import NOTEBOOK, OUT_OF_DISK, PARTIAL
 from pocketrec.suite.plan import Run
 from pocketrec.suite.spec import Limits, Suite
@@ -69,6 +69,8 @@ class _Runner:
         self.environment = record.environment()
         self.stop = threading.Event()
         self.failed = False
+        self.nurseries: dict[tuple, nursery.Nursery] = {}
+        self.nurseries_lock = threading.Lock()
 
     def execute(self, runs: list[Run]) -> int:
         with _sigterm_as_ctrl_c():
@@ -79,6 +81,9 @@ class _Runner:
                     self._side_by_side([run])
             except KeyboardInterrupt:
                 return INTERRUPTED
+            finally:
+                for warm in self.nurseries.values():
+                    warm.close()
         return 1 if self.failed else 0
 
     def _prepare(self, runs: list[Run]) -> list[Run]:
@@ -178,16 +183,7 @@ class _Runner:
         """Start the worker, which holds the locks as well until it ends, and wait for it."""
         write_json(folder / "job.json", {"parent": os.getpid(), "parameters": {**run.parameters, "run_dir": "."}})
         with (folder / "log.txt").open("wb") as log:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "pocketrec.suite.execute", "job.json"],
-                cwd=folder,
-                env=_environment(run),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=locks,
-            )
+            worker = self._forked(run, folder, log, locks) or _started(run, folder, log, locks)
         verdict = process.watch(
             worker,
             seconds=self.limits.minutes * 60,
@@ -195,6 +191,20 @@ class _Runner:
             stopped=self.stop.is_set,
         )
         return verdict, worker.returncode
+
+    def _forked(self, run: Run, folder: Path, log: IO, locks: tuple[int, ...]) -> process.Worker | None:
+        """Start a worker that shares its imports with others, or return None where it must start cold."""
+        environment = _environment(run)
+        if sys.platform != "linux" or run.parameters.get("device", "cpu") != "cpu":
+            return None
+        shared = run.template.path, *(environment[name] for name in THREAD_VARIABLES)
+        with self.nurseries_lock:
+            if shared not in self.nurseries:
+                self.nurseries[shared] = nursery.Nursery(run.template, environment)
+        try:
+            return self.nurseries[shared].start(folder, log.fileno(), environment, locks)
+        except OSError:
+            return None
 
     def _publish(self, run: Run, folder: Path, outcome: dict[str, Any], started: str, seconds: float) -> dict[str, Any]:
         """Write the record as the last file and give the folder its name."""
@@ -222,6 +232,20 @@ class _Runner:
         write_json(folder / "record.json", found)
         _take_place(run, folder)
         return found
+
+
+def _started(run: Run, folder: Path, log: IO, locks: tuple[int, ...]) -> subprocess.Popen:
+    """Start a worker from nothing."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pocketrec.suite.execute", "job.json"],
+        cwd=folder,
+        env=_environment(run),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=locks,
+    )
 
 
 def _infeasible(run: Run) -> str:
