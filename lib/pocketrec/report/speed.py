@@ -21,6 +21,7 @@ from pocketrec.report.plots import ALARM, FULL, INK, MUTED, _panels, _sentence, 
 OURS, PLAIN, LIMIT, BAGS, FBGEMM, CCE = "pocketrec", "plain PyTorch", "limit", "26 x nn.EmbeddingBag", "FBGEMM", "cce"
 FUSED = "fused nn.Embedding"
 TORCH = [BAGS, FUSED, "fused nn.EmbeddingBag"]
+VERSIONS = ("there", "here")
 WAY = ["family", "route", "ratio", "block_size", "hash", "rank"]
 POINT = ["dim", "batch", "ids", "work"]
 FOREIGN = 0.1  # cores that others may use before a sample counts as disturbed
@@ -201,6 +202,29 @@ def overview(folder: str | Path) -> str:
     table["need"] = table["asks"] + " " + table["need"].map("{:g}".format)
     text = table.drop(columns="asks").to_string(index=False, na_rep="–")
     return f"{text}\n\n{verdict(table)}; samples in {Path(folder).resolve()}, pictures in notebooks/speed.ipynb"
+
+
+def versions(samples: pd.DataFrame, factor: float = 1.05) -> pd.DataFrame:
+    """Return one row a way and point of ours: ms `there` and `here`, how many times faster here, and if that counts.
+
+    `change` is `faster` or `slower` where the medians differ by `factor` and the spreads (p20 to p80) do not meet,
+    `new` or `gone` where only one version has the way, else `same`.
+    """
+    timed = samples[samples["ms"].notna() & (samples["route"] == OURS)]
+    timed = timed.assign(**{name: timed[name].astype(object).where(timed[name].notna(), "") for name in WAY})
+    levels = [0.2, 0.5, 0.8]
+    ms = timed.groupby([*WAY, *POINT, "version"], sort=False)["ms"].quantile(levels).unstack(["version", -1])
+    table = ms.reindex(columns=pd.MultiIndex.from_product([VERSIONS, levels]))
+    table.columns = [f"{level} {version}" for version, level in table.columns]
+    slow, fast = table["0.5 there"], table["0.5 here"]
+    table["times faster"] = slow / fast
+    table["change"] = "same"
+    table.loc[(slow > factor * fast) & (table["0.2 there"] > table["0.8 here"]), "change"] = "faster"
+    table.loc[(fast > factor * slow) & (table["0.2 here"] > table["0.8 there"]), "change"] = "slower"
+    table.loc[slow.isna(), "change"] = "new"
+    table.loc[fast.isna(), "change"] = "gone"
+    table = table.rename(columns={"0.5 there": "ms there", "0.5 here": "ms here"}).reset_index()
+    return table[[*WAY, *POINT, "ms there", "ms here", "times faster", "change"]].sort_values("times faster")
 
 
 def verdict(table: pd.DataFrame) -> str:

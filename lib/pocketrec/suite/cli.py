@@ -289,9 +289,14 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
     rivals: Annotated[Path | None, typer.Option(help="Folder of rivals' checkouts.", envvar=RIVALS)] = None,
     add: Annotated[bool, typer.Option("--add", help="Keep what was measured before at other points.")] = False,
+    ref: Annotated[str | None, typer.Option(help="Compare with this commit of the project instead.")] = None,
 ) -> None:
     """Time every family of lookups and its rivals, forward and training step, alone on the machine."""
     from pocketrec import paths
+
+    if ref:
+        given = {"tables": tables, "family": family, "dim": dim, "batch": batch, "ids": ids, "rounds": rounds}
+        return _versions(ref, [f"--{name}={value}" for name, value in given.items() if value is not None])
     from pocketrec.speed import running
     from pocketrec.suite import process
     from pocketrec.suite.sizes import tables as find
@@ -316,6 +321,22 @@ def doctor() -> None:
     console = _console()
     for name, value, advice in findings():
         console.print(f"{name:>10}  {value}" + (f"  [yellow]{advice}[/]" if advice else ""), soft_wrap=True)
+
+
+def _versions(ref: str, arguments: list[str]) -> None:
+    """Print how many times faster this version is than another one, way by way."""
+    from pocketrec import paths
+    from pocketrec.files import atomic
+    from pocketrec.report import speed
+    from pocketrec.speed import refs
+
+    samples = refs.samples(ref, arguments)
+    table = speed.versions(samples)
+    path = paths.RESULTS / "speed" / "versions.parquet"
+    with atomic(path) as file:
+        samples.to_parquet(file)
+    said = table.dropna(axis="columns", how="all").round(3).fillna("").to_string(index=False)
+    typer.echo(f"{said}\nthere is {ref}, here what is in {paths.ROOT}; samples: {path}")
 
 
 def _options(given: list[str]) -> dict[str, Any]:
