@@ -283,17 +283,20 @@ _LINES = {
 
 @house_style
 def against_batch(speed: Speed, y: str = "ms", dim: int = 16) -> Figure:
-    """Draw `ms` or `gb_s` against the batch size, forward and step, for the ways that matter most."""
-    table = _where(speed.medians, {"dim": dim, "ids": "zipf"})
-    if table["batch"].nunique() < 2:
+    """Draw `ms` or `gb_s` against the batch size, by skew of the ids and by work, for the ways that matter most."""
+    table = _where(speed.medians, {"dim": dim})
+    table = table[table.groupby("ids")["batch"].transform("nunique") > 1]
+    if table.empty:
         return _sentence(f"One batch size of dim {dim} was measured: `pocketrec bench --batch 1,64,2048,65536 --add`.")
-    figure, axes = _panels(2, 5.4, 3.8)
-    for ax, work in zip(axes, ("forward", "step"), strict=True):
+    panels = [(ids, work) for ids in ("zipf", "uniform") if ids in set(table["ids"]) for work in ("forward", "step")]
+    figure, axes = _panels(len(panels), 5.4, 3.6)
+    for ax, (ids, work) in zip(axes, panels, strict=True):
+        point = _where(table, {"ids": ids, "work": work})
         for name, (where, hue, dash) in _LINES.items():
-            line = _where(table, where | {"work": work}).sort_values("batch")
+            line = _where(point, where).sort_values("batch")
             ax.plot(line["batch"], line[y], color=hue, linestyle=dash, marker="o", markersize=4, label=name)
         ax.set(xscale="log", yscale="log", xlabel="Batch", ylabel={"ms": "Time (ms)", "gb_s": "GB/s"}[y])
-        _title(ax, f"{work}, dim {dim}: {_gain(table, work)}", 48)
+        _title(ax, f"{ids} ids, {work}, dim {dim}: {_gain(point, work)}", 48)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
