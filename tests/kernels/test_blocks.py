@@ -177,9 +177,13 @@ def test_arrays_past_two_billion_elements(tmp_path):
 def test_operators_are_registered_as_torch_wants_them():
     ids, place, windows = torch.randint(0, 9, (3, 2)), hash_of(robe.UNIVERSAL, 2, 2), windows_of([50], 4)
     array, gradient = torch.randn(50, requires_grad=True), torch.randn(3, 2, 8)
-    torch.library.opcheck(robe.read_blocks, (array, ids, *place, *windows, None))
-    torch.library.opcheck(robe.flip, (gradient.clone().requires_grad_(), ids, *hash_of(robe.UNIVERSAL, 2, 8)))
+    torch.library.opcheck(robe.read_blocks.registered, (array, ids, *place, *windows, None))
+    torch.library.opcheck(
+        robe.flip.registered, (gradient.clone().requires_grad_(), ids, *hash_of(robe.UNIVERSAL, 2, 8))
+    )
     starts = robe.starts(ids, place, windows)
-    torch.library.opcheck(robe.sum_blocks, (gradient, starts, *windows, 50))
+    torch.library.opcheck(robe.sum_blocks.registered, (gradient, starts, *windows, 50))
     for total in (None, torch.zeros(50)):
-        torch.library.opcheck(robe.train_blocks, (array.detach().clone(), total, starts, gradient, *windows, 0.1, 1e-8))
+        torch.library.opcheck(
+            robe.train_blocks.registered, (array.detach().clone(), total, starts, gradient, *windows, 0.1, 1e-8)
+        )

@@ -151,9 +151,9 @@ def test_tables_past_two_billion_elements(tmp_path):
 
 def test_operators_are_registered_as_torch_wants_them():
     table, index = torch.randn(9, 4, requires_grad=True), torch.randint(0, 9, (3, 2))
-    torch.library.opcheck(gather.rows, (table, index))
-    torch.library.opcheck(gather.sum_rows, (torch.randn(3, 2, 4), index, 9))
+    torch.library.opcheck(gather.rows.registered, (table, index))
+    torch.library.opcheck(gather.sum_rows.registered, (torch.randn(3, 2, 4), index, 9))
     for total in (None, torch.zeros(9)):
         torch.library.opcheck(
-            gather.train_rows, (table.detach().clone(), total, index, torch.randn(3, 2, 4), 0.1, 1e-8)
+            gather.train_rows.registered, (table.detach().clone(), total, index, torch.randn(3, 2, 4), 0.1, 1e-8)
         )

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from pocketrec import embeddings
-from pocketrec.kernels import native
+from pocketrec.kernels import gather, native
 
 HERE = Path(__file__).parent
 
@@ -80,6 +81,17 @@ def test_compiled_and_exported(method, tmp_path):
     assert torch.equal(torch.export.export(served, (ids,)).module()(ids), served(ids))
     compiled = torch.compile(served, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(ids), served(ids))
+
+
+def test_inference_calls_directly_unless_someone_watches():
+    table, index = torch.randn(9, 4), torch.tensor([3, 8])
+    with torch.inference_mode():
+        assert torch.equal(gather.rows(table, index), table[index])
+        with FakeTensorMode() as fake:
+            seen = gather.rows(fake.from_tensor(table), fake.from_tensor(index))
+        assert isinstance(seen, FakeTensor) and seen.shape == (2, 4)
+        compiled = torch.compile(gather.rows, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(table, index), table[index])
 
 
 @pytest.mark.slow

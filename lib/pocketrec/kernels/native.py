@@ -151,4 +151,4 @@ def _processor() -> str:
 
 def threads(work: int, least: int = 4096) -> int:
     """Return how many threads are worth their start for `work` numbers moved."""
-    return min(torch.get_num_threads(), max(1, work // least))
+    return 1 if work < 2 * least else min(torch.get_num_threads(), work // least)
