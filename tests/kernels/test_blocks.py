@@ -116,6 +116,42 @@ def test_signs_and_their_gradient(kind, dim, seed):
     assert torch.equal(leaf.grad, flipped.detach().sign())
 
 
+@pytest.mark.parametrize("wrong", [-1, 5, 2**40, -(2**40)])
+def test_an_id_without_its_own_place_raises(wrong):
+    ids, own = torch.zeros(300, 2, dtype=torch.long), torch.tensor([False, True])
+    place, windows = hash_of(robe.UNIVERSAL, 2, 2), windows_of([100, 40], 4)  # five ids of their own
+    ids[299] = torch.tensor([7, 4])
+    assert robe.read_blocks(torch.zeros(140), ids, *place, *windows, own)[1][299, 1].tolist() == [132, 136]
+    ids[299, 1] = wrong
+    with pytest.raises(IndexError, match=f"id {wrong} has no blocks of its own"):
+        robe.read_blocks(torch.zeros(140), ids, *place, *windows, own)
+
+
+@pytest.mark.parametrize("size", [32, 4000], ids=["passed over", "in lines"])
+def test_a_start_behind_its_window_is_left_alone(size):
+    starts, gradient = torch.tensor([[[3], [size + 9]]]), torch.ones(1, 2, 4)
+    array = torch.zeros(size)
+    robe.train_blocks(array, torch.zeros(size), starts, gradient, *windows_of([size], 4), 1.0, 1e-8)
+    robe.train_blocks(array, None, starts, gradient, *windows_of([size], 4), 1.0, 0.0)
+    assert array.nonzero().flatten().tolist() == [3, 4, 5, 6]
+
+
+def test_ids_and_starts_of_any_layout():
+    ids, values = torch.randint(0, 900, (2, 30)).T, torch.rand(30, 2, 8)
+    place, windows = hash_of(robe.UNIVERSAL, 2, 2), windows_of([200], 4)
+    array, gradient = torch.rand(200), torch.rand(30, 2, 8)
+    (out, starts), flips = robe.read_blocks(array, ids, *place, *windows, None), hash_of(robe.UNIVERSAL, 2, 8)
+    narrow = robe.read_blocks(array, ids.int(), *place, *windows, None)
+    assert torch.equal(narrow[0], out) and torch.equal(narrow[1], starts)
+    assert torch.equal(robe.flip(values, ids.int(), *flips), robe.flip(values, ids, *flips))
+    strided = starts.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    for total in (None, torch.zeros(200)):
+        trained, again = array.clone(), array.clone()
+        robe.train_blocks(trained, None if total is None else total.clone(), starts, gradient, *windows, 0.1, 1e-8)
+        robe.train_blocks(again, total, strided, gradient, *windows, 0.1, 1e-8)
+        assert torch.equal(trained, again)
+
+
 def test_ids_past_two_billion():
     ids = torch.tensor([[2**31, 2**61], [2**40 + 1, 2**62 - 1]])
     for kind in (robe.UNIVERSAL, robe.MULTIPLY_SHIFT):
@@ -141,9 +177,13 @@ def test_arrays_past_two_billion_elements(tmp_path):
 def test_operators_are_registered_as_torch_wants_them():
     ids, place, windows = torch.randint(0, 9, (3, 2)), hash_of(robe.UNIVERSAL, 2, 2), windows_of([50], 4)
     array, gradient = torch.randn(50, requires_grad=True), torch.randn(3, 2, 8)
-    torch.library.opcheck(robe.read_blocks, (array, ids, *place, *windows, None))
-    torch.library.opcheck(robe.flip, (gradient.clone().requires_grad_(), ids, *hash_of(robe.UNIVERSAL, 2, 8)))
+    torch.library.opcheck(robe.read_blocks.registered, (array, ids, *place, *windows, None))
+    torch.library.opcheck(
+        robe.flip.registered, (gradient.clone().requires_grad_(), ids, *hash_of(robe.UNIVERSAL, 2, 8))
+    )
     starts = robe.starts(ids, place, windows)
-    torch.library.opcheck(robe.sum_blocks, (gradient, starts, *windows, 50))
+    torch.library.opcheck(robe.sum_blocks.registered, (gradient, starts, *windows, 50))
     for total in (None, torch.zeros(50)):
-        torch.library.opcheck(robe.train_blocks, (array.detach().clone(), total, starts, gradient, *windows, 0.1, 1e-8))
+        torch.library.opcheck(
+            robe.train_blocks.registered, (array.detach().clone(), total, starts, gradient, *windows, 0.1, 1e-8)
+        )

@@ -109,6 +109,24 @@ def test_an_index_outside_raises_and_reads_nothing(wrong):
         gather.rows(torch.zeros(50, 16), index)
 
 
+@pytest.mark.parametrize("wrong", [-1, 50, 2**40, -(2**40)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_index_outside_raises_and_trains_nothing(wrong, threads):
+    torch.set_num_threads(threads)
+    index, gradient = torch.zeros(3000, dtype=torch.long), torch.ones(3000, 16)
+    index[2999] = wrong
+    table, total = torch.ones(50, 16), torch.ones(50)
+    calls = [
+        lambda: gather.sum_rows(gradient, index, 50),
+        lambda: gather.train_rows(table, None, index, gradient, 0.1, 0.0),
+        lambda: gather.train_rows(table, total, index, gradient, 0.1, 1e-8),
+    ]
+    for call in calls:
+        with pytest.raises(IndexError, match=f"{wrong} is outside a table of 50 rows"):
+            call()
+    assert (table == 1).all() and (total == 1).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 def test_ids_are_checked_against_their_tables(dtype):
     limits = torch.tensor([3, 2**31 - 1, 1])
@@ -133,9 +151,9 @@ def test_tables_past_two_billion_elements(tmp_path):
 
 def test_operators_are_registered_as_torch_wants_them():
     table, index = torch.randn(9, 4, requires_grad=True), torch.randint(0, 9, (3, 2))
-    torch.library.opcheck(gather.rows, (table, index))
-    torch.library.opcheck(gather.sum_rows, (torch.randn(3, 2, 4), index, 9))
+    torch.library.opcheck(gather.rows.registered, (table, index))
+    torch.library.opcheck(gather.sum_rows.registered, (torch.randn(3, 2, 4), index, 9))
     for total in (None, torch.zeros(9)):
         torch.library.opcheck(
-            gather.train_rows, (table.detach().clone(), total, index, torch.randn(3, 2, 4), 0.1, 1e-8)
+            gather.train_rows.registered, (table.detach().clone(), total, index, torch.randn(3, 2, 4), 0.1, 1e-8)
         )

@@ -1,15 +1,17 @@
 """How the C++ comes to be: built once, shared, done without where it cannot be had."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from pocketrec import embeddings
-from pocketrec.kernels import native
+from pocketrec.kernels import gather, native
 
 HERE = Path(__file__).parent
 
@@ -27,13 +29,13 @@ def test_without_a_compiler_everything_works_and_says_so(tmp_path):
         "from pocketrec.kernels import native\n"
         "module = embeddings.build('robe', cardinalities=[50, 900], dim=8, ratio=10, seed=0)\n"
         "print(module(torch.tensor([[3, 4]])).flatten().tolist())\n"
-        "print(native.problem('robe'))\n"
+        "print(native.problem('robe'), sorted(native.missing()))\n"
     )
     shown = python(code, CXX="no-such-compiler", XDG_CACHE_HOME=str(tmp_path))
     values, problem = shown.stdout.splitlines()
     module = embeddings.build("robe", cardinalities=[50, 900], dim=8, ratio=10, seed=0)
     assert eval(values) == module(torch.tensor([[3, 4]])).flatten().tolist()
-    assert problem == "no C++ compiler: no-such-compiler does not run (install g++)"
+    assert problem == "no C++ compiler: no-such-compiler does not run (install g++) ['gather', 'robe']"
 
 
 def test_a_build_that_fails_leaves_a_working_package(tmp_path):
@@ -55,6 +57,19 @@ def test_built_once_and_kept(tmp_path):
 def test_switched_off():
     with native.off():
         assert native.library("gather") is None and "switched off" in native.problem("gather")
+        assert native.missing().keys() == set(native.families())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc keeps memory if told so")
+def test_memory_that_is_freed_is_kept():
+    code = (
+        "import psutil, torch\n"
+        "from pocketrec.kernels import native\n"
+        "assert native.keep_memory()\n"
+        "torch.ones(1 << 26)\n"  # 268 MB, freed at once
+        "print(psutil.Process().memory_info().rss > 1 << 28)"
+    )
+    assert python(code).stdout.strip() == "True"
 
 
 @pytest.mark.skipif(bool(native.problem("gather")), reason=native.problem("gather"))
@@ -66,6 +81,17 @@ def test_compiled_and_exported(method, tmp_path):
     assert torch.equal(torch.export.export(served, (ids,)).module()(ids), served(ids))
     compiled = torch.compile(served, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(ids), served(ids))
+
+
+def test_inference_calls_directly_unless_someone_watches():
+    table, index = torch.randn(9, 4), torch.tensor([3, 8])
+    with torch.inference_mode():
+        assert torch.equal(gather.rows(table, index), table[index])
+        with FakeTensorMode() as fake:
+            seen = gather.rows(fake.from_tensor(table), fake.from_tensor(index))
+        assert isinstance(seen, FakeTensor) and seen.shape == (2, 4)
+        compiled = torch.compile(gather.rows, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(table, index), table[index])
 
 
 @pytest.mark.slow

@@ -217,11 +217,11 @@ def test_operators_are_registered_as_torch_wants_them():
     radices, factors = torch.tensor([[3, 2, 4], [2, 2, 2]]), [2, 1, 3]
     place, gradient = (ids_of(radices, 5, 10**6), None, radices, factors), torch.randn(5, 2, 6)
     cores = cores_of(radices, factors, 3)
-    torch.library.opcheck(tensor_train.multiply, ([core.requires_grad_() for core in cores], *place))
+    torch.library.opcheck(tensor_train.multiply.registered, ([core.requires_grad_() for core in cores], *place))
     cores = [core.detach() for core in cores]
-    torch.library.opcheck(tensor_train.gradients, (gradient, cores, *place))
+    torch.library.opcheck(tensor_train.gradients.registered, (gradient, cores, *place))
     for totals in ([], [torch.zeros(len(core)) for core in cores]):
-        torch.library.opcheck(tensor_train.train, (cores, totals, gradient, *place, 0.1, 1e-8))
+        torch.library.opcheck(tensor_train.train.registered, (cores, totals, gradient, *place, 0.1, 1e-8))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

@@ -276,10 +276,12 @@ def test_operators_are_registered_as_torch_wants_them():
     ids, place = torch.randint(0, 9, (3, 2), device=DEVICE), hash_of(robe.UNIVERSAL, 2, 2)
     table, first = torch.randn(9, 8, device=DEVICE), torch.randn(3, 8, device=DEVICE)
     sizes = torch.tensor([72], device=DEVICE)
-    torch.library.opcheck(interaction.pair_rows, (table, ids, first))
-    torch.library.opcheck(interaction.pair_blocks, (table.flatten(), ids, None, *place, sizes, sizes - sizes, 4, None))
+    torch.library.opcheck(interaction.pair_rows.registered, (table, ids, first))
+    torch.library.opcheck(
+        interaction.pair_blocks.registered, (table.flatten(), ids, None, *place, sizes, sizes - sizes, 4, None)
+    )
     packed = torch.ops.quantized.embedding_bag_byte_prepack(torch.randn(9, 8)).to(DEVICE)
-    torch.library.opcheck(quantized.unpacked_rows, (packed, ids[0], 8, 8))
+    torch.library.opcheck(quantized.unpacked_rows.registered, (packed, ids[0], 8, 8))
 
 
 def test_switched_off_and_other_dtypes_take_plain_pytorch():

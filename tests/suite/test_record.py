@@ -1,11 +1,13 @@
 """What a notebook saves, and what the record says of code and machine."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from pocketrec.kernels import native
 from pocketrec.suite import execute, record
 
 
@@ -18,6 +20,23 @@ def test_sections_are_added_one_by_one(tmp_path):
         "curve": {"step": [0, 1]},
         "metrics": {"test": {"auc": 0.5}},
     }
+
+
+def test_kernels_asked_for_in_vain_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "_loaded", {"gather": (object(), ""), "robe": (None, "no C++ compiler")})
+    record.publish(tmp_path, sizes={"full_bytes": 8})
+    assert json.loads((tmp_path / "metrics.json").read_text())["environment"] == {
+        "missing_kernels": "robe: no C++ compiler"
+    }
+
+
+def test_kernels_that_serve_or_were_not_asked_for_are_not_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "_loaded", {"gather": (object(), "")})
+    record.publish(tmp_path, sizes={"full_bytes": 8})
+    assert "environment" not in json.loads((tmp_path / "metrics.json").read_text())
+    with native.off():
+        record.publish(tmp_path, sizes={"full_bytes": 8})
+    assert "robe: switched off" in json.loads((tmp_path / "metrics.json").read_text())["environment"]["missing_kernels"]
 
 
 def test_a_notebook_opened_by_hand_saves_nothing(tmp_path, monkeypatch):
@@ -39,10 +58,13 @@ def test_unknown_sections_are_refused(tmp_path):
 
 
 def test_environment_needs_no_torch():
-    before = "torch" in sys.modules
-    found = record.environment()
-    assert found["torch"] and found["cores"] >= 1 and found["memory_gb"] > 0
-    assert ("torch" in sys.modules) == before
+    code = (
+        "import sys; from pocketrec.suite import record; found = record.environment()\n"
+        "assert found['torch'] and found['cores'] >= 1 and found['memory_gb'] > 0\n"
+        "record.publish('', sizes={})\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 
 from pocketrec import embeddings, paths
+from pocketrec.data.sources import planted
 from pocketrec.embeddings import full_bytes
 from pocketrec.errors import UserError
 from pocketrec.files import read_yaml
@@ -13,9 +14,10 @@ PUBLISHED = {"criteo-kaggle": (33_762_577, 16), "criteo-tb-40m": (187_767_399, 1
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_tables_have_their_published_rows(name):
+def test_published_tables_have_their_published_rows_and_need_no_data(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "DATA", tmp_path / "none")
     cardinalities, dim = tables(name)
-    assert (sum(cardinalities), dim) == PUBLISHED[name]
+    assert (sum(cardinalities), dim) == PUBLISHED[name] and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -29,14 +31,13 @@ def test_every_method_gives_a_size_or_a_reason(name, quantize):
     assert infeasible.ratio_achieved.isna().all() and infeasible.reason.str.len().gt(20).all()
 
 
-def test_unknown_tables_are_answered_with_the_nearest(tmp_path, monkeypatch):
+def test_unknown_tables_are_answered_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'criteo-kaggle'"):
         tables("criteo-kagle")
-    monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables/mine.yaml").write_text("dim: 16\n")
-    with pytest.raises(UserError, match=r"mine\.yaml: needs `dim`"):
-        tables("mine")
+
+
+def test_the_planted_dataset_has_the_published_tables():
+    assert tables("criteo-kaggle")[0] == planted.CRITEO_KAGGLE
 
 
 def test_the_suite_beside_published_numbers_has_their_budgets_to_the_float():

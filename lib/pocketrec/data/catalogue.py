@@ -60,6 +60,15 @@ def licence(name: str) -> str:
     return _content(name).get("licence", "none stated")
 
 
+def published_tables() -> dict[str, tuple[str, list[int]]]:
+    """Return the published tables that have a name: for each the dataset, and its cardinalities."""
+    found = {}
+    for dataset in available():
+        tables = (_content(dataset).get("published") or {}).get("tables", [])
+        found |= {table["name"]: (dataset, table["cardinalities"]) for table in tables if "name" in table}
+    return found
+
+
 def published_cardinalities(name: str) -> list[int]:
     """Return the largest tables that were published of a dataset."""
     tables = _content(name).get("published", {}).get("tables")

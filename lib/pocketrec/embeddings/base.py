@@ -183,7 +183,7 @@ class Embedding(nn.Module):
             raise ValueError(f"ids must be [batch, {len(self.cardinalities)}], got {list(ids.shape)}")
         if torch.compiler.is_compiling():
             return ids.long()
-        if ids.device.type == "cpu":
+        if ids.is_cpu:
             ids, bad = gather.check_ids(ids, self.limits)
             if bad >= 0:
                 self._raise_out_of_range(ids, bad)

@@ -165,8 +165,9 @@ class Robe(Embedding):
 
     def _where(self) -> tuple[robe.Hash, robe.Windows]:
         kind = robe.HASHES.index("authors" if self.layout == "authors" else self.hash)
-        place = robe.Hash(self.place_table, self.place_piece, self.place_multiplier, kind)
-        return place, robe.Windows(self.window_sizes, self.window_bases, self.block_size)
+        of = self._buffers  # as attributes they would take longer to find than the blocks
+        place = robe.Hash(of["place_table"], of["place_piece"], of["place_multiplier"], kind)
+        return place, robe.Windows(of["window_sizes"], of["window_bases"], self.block_size)
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         ids, width = self.feature_rows(feature, rows).tolist(), self.block_size

@@ -97,7 +97,7 @@ class Array(nn.Module):
 
 
 class Weights(nn.Module):
-    """A tensor that every lookup reads whole: a projection, a tensor-train core, a layer."""
+    """A tensor that every lookup reads whole: a projection, a layer."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -184,21 +184,12 @@ class _TensorTrain(torch.autograd.Function):
 
 
 class Packed(nn.Module):
-    """Rows [n, width] quantised row by row: `code * scale + offset`, both of the row.
-
-    Packed by torch's `embedding_bag_byte_prepack` and `embedding_bag_4bit_prepack`, uint8 [n, bytes a row].
-    """
+    """Rows [n, width] quantised row by row, uint8 [n, bytes a row]: see `kernels.quantized`."""
 
     def __init__(self, rows: Tensor, quantize: Quantize) -> None:
         super().__init__()
         self.quantize, self.width = quantize, rows.shape[1]
-        rows = rows.detach().float().cpu()
-        if quantize == "int8":
-            packed = torch.ops.quantized.embedding_bag_byte_prepack(rows)
-        else:
-            even = torch.cat([rows, rows[:, -1:]], 1) if self.width % 2 else rows
-            packed = torch.ops.quantized.embedding_bag_4bit_prepack(even)
-        self.register_buffer("codes", packed)
+        self.register_buffer("codes", quantized.pack(rows.detach().float().cpu(), BITS[quantize]))
 
     def forward(self, index: Tensor) -> Tensor:
         """Read rows as float32: int64 [k] -> [k, width]."""
@@ -206,12 +197,7 @@ class Packed(nn.Module):
 
     def elements(self, row: Tensor, column: Tensor) -> Tensor:
         """Read single numbers as float32: int64 [k] and [k] -> [k]."""
-        scales = self.codes[:, -SCALE_BYTES[self.quantize] :].index_select(0, row)
-        scale, offset = scales.view(torch.float32 if self.quantize == "int8" else torch.float16).float().unbind(1)
-        if self.quantize == "int8":
-            return self.codes[row, column] * scale + offset
-        pair = self.codes[row, column // 2]  # the low half holds the even column
-        return torch.where(column % 2 == 0, pair & 15, pair >> 4) * scale + offset
+        return quantized.elements(self.codes, row, column, BITS[self.quantize])
 
     def whole(self) -> Tensor:
         """Return all rows as float32."""

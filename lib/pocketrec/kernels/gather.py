@@ -56,8 +56,7 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
     out = table.new_empty(*index.shape, table.shape[1])
     pointers = map(native.pointer, (table, index, out))
     bad = functions.gather(*pointers, *table.shape, index.numel(), native.threads(out.numel()))
-    if bad >= 0:
-        raise IndexError(f"index {index.flatten()[bad].item()} is outside a table of {len(table)} rows")
+    _check(index, bad, table)
     return out
 
 
@@ -97,7 +96,13 @@ def _train(
 ) -> None:
     index = index.long().contiguous()
     pointers = map(native.pointer, (table, total, index, gradient))
-    function(*pointers, table.shape[1], index.numel(), *rates, native.threads(gradient.numel()))
+    bad = function(*pointers, *table.shape, index.numel(), *rates, native.threads(gradient.numel()))
+    _check(index, bad, table)
+
+
+def _check(index: Tensor, bad: int, table: Tensor) -> None:
+    if bad >= 0:
+        raise IndexError(f"index {index.flatten()[bad].item()} is outside a table of {len(table)} rows")
 
 
 rows = operator(

@@ -30,6 +30,7 @@ WIDE = ["-mprefer-vector-width=512"]
 TYPES = {"void": None, "i64": ctypes.c_int64, "u64": ctypes.c_uint64, "int": ctypes.c_int, "float": ctypes.c_float}
 
 _on = os.environ.get("POCKETREC_KERNELS", "on").lower() not in ("off", "0", "no", "false")
+_loaded: dict[str, tuple[ctypes.CDLL | None, str]] = {}
 
 
 @contextmanager
@@ -58,6 +59,12 @@ def problem(family: str) -> str:
     return _load(family)[1] if _on else "switched off by POCKETREC_KERNELS or by the program"
 
 
+def missing() -> dict[str, str]:
+    """Return the families that this process asked for and did not get, each with the reason."""
+    asked = list(_loaded) if _on else families()
+    return {family: problem(family) for family in asked if problem(family)}
+
+
 def families() -> list[str]:
     """Return the names of all families."""
     return sorted(source.stem for source in SOURCES.glob("*.cpp"))
@@ -68,8 +75,13 @@ def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-@cache
 def _load(family: str) -> tuple[ctypes.CDLL | None, str]:
+    if family not in _loaded:
+        _loaded[family] = _built(family)
+    return _loaded[family]
+
+
+def _built(family: str) -> tuple[ctypes.CDLL | None, str]:
     # a sanitizer build, or another compiler, through the variables that compilers' users know
     compiler = os.environ.get("CXX", "g++")
     flags = [*FLAGS, *os.environ.get("POCKETREC_CXXFLAGS", "").split()]
@@ -100,17 +112,17 @@ def _load(family: str) -> tuple[ctypes.CDLL | None, str]:
 
 
 @cache
-def keep_memory() -> None:
-    """Let this process keep large buffers that it frees, where its C library is glibc.
+def keep_memory() -> bool:
+    """Let this process keep large buffers that it frees; return whether it can be told so: its C library is glibc.
 
     Otherwise tensors of some tens of megabytes go back to the system and are handed out anew, page by page, at every
     step: a tenth of a training step at batch 2,048, and four to seven times a lookup at batch 65,536.
     """
     mmap_max, trim_threshold, top_pad = -4, -1, -2  # glibc's malloc.h
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for option, value in ((mmap_max, 0), (trim_threshold, 1 << 30), (top_pad, 1 << 26)):
-            libc.mallopt(option, value)
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc, settings = ctypes.CDLL(None), ((mmap_max, 0), (trim_threshold, (1 << 31) - 1), (top_pad, 1 << 26))
+    return all([libc.mallopt(option, value) for option, value in settings])
 
 
 def _declared(library: ctypes.CDLL, source: str) -> ctypes.CDLL:
@@ -139,4 +151,4 @@ def _processor() -> str:
 
 def threads(work: int, least: int = 4096) -> int:
     """Return how many threads are worth their start for `work` numbers moved."""
-    return min(torch.get_num_threads(), max(1, work // least))
+    return 1 if work < 2 * least else min(torch.get_num_threads(), work // least)

@@ -16,17 +16,40 @@ READERS = {
 }
 
 
+SCALES = {8: torch.float32, 4: torch.float16}
+
+
+def pack(rows: Tensor, bits: int) -> Tensor:
+    """Pack float32 rows [rows, width] on the CPU into uint8 [rows, bytes]; an odd width gets its last column twice."""
+    if bits == 8:
+        return torch.ops.quantized.embedding_bag_byte_prepack(rows)
+    even = torch.cat([rows, rows[:, -1:]], 1) if rows.shape[1] % 2 else rows
+    return torch.ops.quantized.embedding_bag_4bit_prepack(even)
+
+
 def unpacked(packed: Tensor, width: int, bits: int) -> Tensor:
     """Turn packed rows, uint8 [rows, bytes], into float32 [rows, width]."""
-    if bits == 8:
-        codes, scales = packed[:, :-8], packed[:, -8:].clone(memory_format=torch.contiguous_format).view(torch.float32)
-    else:
-        pairs, scales = (
-            packed[:, :-4],
-            packed[:, -4:].clone(memory_format=torch.contiguous_format).view(torch.float16).float(),
-        )
-        codes = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1)
+    codes, scales = _split(packed, bits)
+    if bits == 4:
+        codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1)
+    scales = scales.clone(memory_format=torch.contiguous_format).view(SCALES[bits]).float()
     return codes[:, :width] * scales[:, :1] + scales[:, 1:]
+
+
+def elements(packed: Tensor, row: Tensor, column: Tensor, bits: int) -> Tensor:
+    """Read single numbers of packed rows as float32: int64 [k] and [k] -> [k]."""
+    codes, scales = _split(packed, bits)
+    scale, offset = scales.index_select(0, row).view(SCALES[bits]).float().unbind(1)
+    if bits == 8:
+        return codes[row, column] * scale + offset
+    pair = codes[row, column // 2]
+    return torch.where(column % 2 == 0, pair & 15, pair >> 4) * scale + offset
+
+
+def _split(packed: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Tell codes from scale and offset, as views of bytes."""
+    tail = 2 * SCALES[bits].itemsize
+    return packed[:, :-tail], packed[:, -tail:]
 
 
 def _unpacked_rows(packed: Tensor, index: Tensor, width: int, bits: int) -> Tensor:

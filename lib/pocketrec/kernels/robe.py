@@ -83,12 +83,14 @@ def _read(array: Tensor, ids: Tensor, *where: Tensor | int | None) -> tuple[Tens
         start = starts(ids, place, windows, own)
         index = elements(start, windows)
         return array.index_select(0, index.flatten()).view(index.shape).flatten(2), start
-    ids = ids.contiguous()
+    ids = ids.long().contiguous()
     start = ids.new_empty(*ids.shape, len(place.piece))
     out = array.new_empty(*ids.shape, len(place.piece) * windows.block_size)
     tensors = (array, ids, *place[:3], windows.sizes, windows.bases, own, start, out)
     shape = (*start.shape, len(windows.sizes), windows.block_size)
-    functions.read_blocks(*map(native.pointer, tensors), *shape, place.kind, native.threads(out.numel()))
+    bad = functions.read_blocks(*map(native.pointer, tensors), *shape, place.kind, native.threads(out.numel()))
+    if bad >= 0:
+        raise IndexError(f"id {ids.flatten()[bad].item()} has no blocks of its own")
     return out, start
 
 
@@ -106,6 +108,7 @@ def _add(array: Tensor, starts: Tensor, gradient: Tensor, windows: Windows, scal
     if functions is None:
         array.index_add_(0, elements(starts, windows).flatten(), gradient.flatten(), alpha=scale)
         return
+    starts = starts.contiguous()
     pointers = map(native.pointer, (array, starts, gradient, windows.sizes, windows.bases))
     shape = (len(array), *starts.shape, len(windows.sizes), windows.block_size)
     functions.add_blocks(*pointers, *shape, scale, native.threads(gradient.numel()))
@@ -135,20 +138,20 @@ def _train(
         array.addcdiv_(summed, total.sqrt().add_(eps), value=-lr)
     else:
         # to pass over all of the array is cheaper than to sort out its touched lines, until it is much larger
-        scratch = _zeros(len(array)) if len(array) <= 4 * gradient.numel() else None
+        starts, scratch = starts.contiguous(), _zeros(len(array)) if len(array) <= 4 * gradient.numel() else None
         pointers = map(native.pointer, (array, total, scratch, starts, gradient, sizes, bases))
         shape = (len(array), *starts.shape, len(sizes), block_size)
         functions.adagrad_blocks(*pointers, *shape, lr, eps, native.threads(gradient.numel()))
 
 
-_scratch = torch.zeros(0)
+_scratch = torch.zeros(0, dtype=torch.float32)
 
 
 def _zeros(count: int) -> Tensor:
     """Return at least `count` zeros, which the caller leaves as zeros."""
     global _scratch
     if len(_scratch) < count:
-        _scratch = torch.zeros(count)
+        _scratch = torch.zeros(count, dtype=torch.float32)
     return _scratch
 
 
@@ -160,7 +163,7 @@ def _flip(values: Tensor, ids: Tensor, table: Tensor, piece: Tensor, multiplier:
         value = hashed(ids, Hash(table, piece, multiplier, kind))
         bit = value & 1 if kind == UNIVERSAL else value >> 31
         return values * (2 * bit - 1)
-    ids, out = ids.contiguous(), torch.empty_like(values)
+    ids, out = ids.long().contiguous(), torch.empty_like(values)
     pointers = map(native.pointer, (values, ids, table, piece, multiplier, out))
     functions.flip(*pointers, *out.shape, kind, native.threads(out.numel()))
     return out
@@ -177,7 +180,7 @@ read_blocks = operator(
     _read,
     lambda array, ids, table, piece, multiplier, kind, sizes, bases, block_size, own: (
         array.new_empty(*ids.shape, piece.shape[0] * block_size),
-        ids.new_empty(*ids.shape, piece.shape[0]),
+        ids.new_empty(*ids.shape, piece.shape[0], dtype=torch.int64),
     ),
     backward=lambda ctx, gradient, _: (sum_blocks(gradient, ctx.starts, *ctx.windows, ctx.count), *[None] * 9),
     save=lambda ctx, inputs, output: ctx.__dict__.update(

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from pocketrec import paths
-from pocketrec.report import published
+from pocketrec.report import literature
 from pocketrec.report.columns import CELL, METRICS, Metric
 from pocketrec.report.plots import look
 from pocketrec.report.results import cells_of_runs, curves, speed
@@ -57,7 +57,7 @@ def _published(name: str) -> list[dict[str, Any]]:
     """Return the validation AUC that others published for the cells of a suite of that name, none without a file."""
     if not (paths.PARAMS / "published" / f"{name}.yaml").exists():
         return []
-    table = published.load(name).dropna(subset="theirs")
+    table = literature.load(name).dropna(subset="theirs")
     table["ratio_requested"] = table["ratio_requested"].mask(table["method"] == "full", 1)
     shown = table[["method", "ratio_requested", "theirs"]].drop_duplicates()
     return [{"method": method, "ratio": _number(ratio), "auc": auc} for method, ratio, auc in shown.to_numpy()]

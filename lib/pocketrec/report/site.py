@@ -21,7 +21,7 @@ from pocketrec.report.statistics import finding, verdict
 _HARDWARE = {"cpu": "CPU", "cores": "Cores", "memory_gb": "Memory (GB)", "os": "System"}
 _HARDWARE |= {"gpu": "GPU", "driver": "Driver"}
 _SOFTWARE = {"commit": "Commit", "dirty": "Uncommitted changes", "python": "Python", "torch": "torch"}
-_SOFTWARE |= {"numpy": "NumPy", "triton": "Triton"}
+_SOFTWARE |= {"numpy": "NumPy", "triton": "Triton", "missing_kernels": "Missing kernels"}
 
 
 def index(suite_dir: str | Path, title: str | None = None, question: str | None = None) -> Path:

@@ -77,7 +77,6 @@ def bench(cardinalities: Sequence[int], options: Options) -> pd.DataFrame:
     without gradients, or `step`: forward, backward and SGD); ms, foreign (cores that others used meanwhile),
     core_to_core_ns, lookups and bytes_moved of one call. What was not timed is one row without ms, with `reason`.
     """
-    machine.steady_memory()
     groups = [("all tables", cardinalities, set(options.families) - {"tensor_train"})]
     groups += [("largest table", [max(cardinalities)], set(options.families) & {"tensor_train"})]
     frames = []

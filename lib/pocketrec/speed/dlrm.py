@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from pocketrec import embeddings
-from pocketrec.data import Dataset
+from pocketrec.data import Batch, Dataset
 from pocketrec.embeddings.base import undrawn
 from pocketrec.models import DLRM
-from pocketrec.optim import SGD, in_place
+from pocketrec.optim import in_place, optimizers
 from pocketrec.speed.bench import Options, drawn_ids, rounds
 from pocketrec.speed.contestants import Tables
 from pocketrec.speed.machine import fill, huge
+from pocketrec.training import train_step
 
 NUM_DENSE, BATCH, LR = 13, 2048, 0.01
 FLOOR, BAGS = "MLPs only", "26 x nn.EmbeddingBag"
@@ -110,35 +111,24 @@ def model(name: str, tables: Tables) -> DLRM:
 
 def _training(model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:
     """Return a training step: binary cross-entropy, SGD in place for tables and arrays, Adam for the rest."""
-    table = list(model.embedding.parameters())
-    ours = isinstance(model.embedding, embeddings.Embedding)
-    optimizers = [SGD(table, lr=LR), torch.optim.Adam([*model.bottom.parameters(), *model.top.parameters()], lr=1e-3)]
+    optims = optimizers(model, table_optimizer="sgd", table_lr=LR, dense_lr=1e-3)
     dense = torch.rand(len(batches[0]), NUM_DENSE, device=batches[0].device)
     labels = torch.rand(len(dense), device=dense.device).round()
-    turn = _turn(batches)
+    turn = cycle(Batch(dense, ids, labels) for ids in batches)
 
     def step() -> None:
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        F.binary_cross_entropy_with_logits(model(dense, next(turn)), labels).backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        train_step(model, next(turn), optims)
 
-    def trained_in_place() -> None:
-        with in_place(model.embedding, optimizers[0]):
+    def in_place_step() -> None:
+        with in_place(model.embedding, optims[0]):
             step()
 
-    return trained_in_place if ours else step
+    return in_place_step if isinstance(model.embedding, embeddings.Embedding) else step
 
 
 def _request(model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:
-    dense, turn = torch.rand(len(batches[0]), NUM_DENSE, device=batches[0].device), _turn(batches)
+    dense, turn = torch.rand(len(batches[0]), NUM_DENSE, device=batches[0].device), cycle(batches)
     return torch.inference_mode()(lambda: model(dense, next(turn)))
-
-
-def _turn(batches: Sequence[Tensor]) -> Any:
-    while True:
-        yield from batches
 
 
 def profile(cardinalities: Sequence[int], name: str = "robe", steps: int = 20, dim: int = 16) -> pd.DataFrame:

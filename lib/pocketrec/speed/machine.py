@@ -1,8 +1,8 @@
 """The machine under test: its memory made steady, its limits, its mood, and who else is busy on it.
 
 Three things falsify timings on a machine that is shared. The allocator hands large tensors back after every call,
-and the page faults of the next one cost several times the lookup: `steady_memory`. Without huge pages, most of a
-random read from a table of gigabytes is the translation of its address: `huge`, for every table alike. Virtual
+and the page faults of the next one cost several times the lookup: `native.keep_memory`. Without huge pages, most of
+a random read from a table of gigabytes is the translation of its address: `huge`, for every table alike. Virtual
 cores move, which changes the cost of every parallel region, and other processes take a core for milliseconds:
 `core_to_core` and `Load` tell.
 """
@@ -23,17 +23,10 @@ from torch import Tensor
 from pocketrec.kernels import native
 from pocketrec.measure import synchronize
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 MADV_HUGEPAGE = 14  # sys/mman.h
 HUGE_PAGE = 1 << 21
 GATHER_WIDTH = 16  # floats of a row in the limits of the machine: one cache line
 IN_CACHE, OUT_OF_CACHE = 1 << 19, 1 << 28  # floats: 2 MB and 1 GB
-
-
-def steady_memory() -> bool:
-    """Let the allocator keep what is freed, for everything in this process; return whether it could be told so."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt and mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
 def huge(tensor: Tensor) -> Tensor:

@@ -20,10 +20,12 @@ from tqdm import tqdm
 from pocketrec import data
 from pocketrec.errors import UserError, unknown
 from pocketrec.files import atomic, write_json
+from pocketrec.kernels import native
 from pocketrec.speed import bench, dlrm, machine
 from pocketrec.speed.bench import FAMILIES, FULL, IDS, QUICK, Options
 
 DLRM = "dlrm"
+HUGE = "huge pages are asked for below every table and array, for rivals as for ours"
 POINT = ["dim", "batch", "ids", "work", "family", "route", "ratio", "block_size", "hash", "rank"]
 
 
@@ -50,14 +52,12 @@ def options(
 
 def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bool = False) -> None:
     """Measure and keep; with `add`, what was measured before at other points stays."""
-    machine.steady_memory()
+    kept = native.keep_memory()
     found = machine.description(options.device) | {"core_to_core_ns": machine.core_to_core()}
     load = machine.Load()
     found |= machine.limits(options.device) | {"foreign_cores_meanwhile": load.share()}
-    found["how"] = (
-        "malloc keeps what is freed (M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GB) and huge pages are asked for below every "
-        "table and array, for rivals as for ours"
-    )
+    memory = "keeps what is freed (M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GB, M_TOP_PAD 64 MB)" if kept else "is as it was"
+    found["how"] = f"malloc {memory} and {HUGE}"
     tqdm.write(_about(found))
     if set(options.families) - {DLRM}:
         samples = bench.bench(cardinalities, options)

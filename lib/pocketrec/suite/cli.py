@@ -259,7 +259,7 @@ def methods() -> None:
 
 @app.command(rich_help_panel=TOOLS)
 def sizes(
-    tables: Annotated[str, typer.Argument(help="A name in params/tables or params/datasets.")],
+    tables: Annotated[str, typer.Argument(help="Published tables, as criteo-tb-40m, or a dataset.")],
     dim: Annotated[
         int | None, typer.Option(min=1, help="Width, instead of the one that belongs to the tables.")
     ] = None,
@@ -278,7 +278,7 @@ def sizes(
 
 @app.command(rich_help_panel=TOOLS)
 def bench(
-    tables: Annotated[str, typer.Option(help="Whose tables: a name in params/tables or params/datasets.")] = KAGGLE,
+    tables: Annotated[str, typer.Option(help="Published tables, as criteo-tb-40m, or a dataset.")] = KAGGLE,
     full: Annotated[bool, typer.Option("--full", help="Every size, width and setting: hours, not minutes.")] = False,
     family: Annotated[str | None, typer.Option(help="table, robe, tensor_train, dlrm, ..., several by commas.")] = None,
     dim: Annotated[str | None, typer.Option(help="Widths, by commas: 16, 64, 128.")] = None,

@@ -70,7 +70,7 @@ def publish(run_dir: str | Path, **sections: Any) -> None:
         return
     file = Path(run_dir) / "metrics.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    environment = before.get("environment", {}) | plain.pop("environment", {}) | _accelerator()
+    environment = before.get("environment", {}) | plain.pop("environment", {}) | _accelerator() | _kernels()
     write_json(file, before | plain | ({"environment": environment} if environment else {}))
 
 
@@ -89,6 +89,13 @@ def _accelerator() -> dict[str, Any]:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     found = {"gpu": torch.cuda.get_device_name(), "driver": _output(query).split("\n")[0]}
     return {key: value for key, value in found.items() if value}
+
+
+def _kernels() -> dict[str, str]:
+    """Say which C++ kernels this process asked for in vain, if any: it is then several times slower."""
+    native = sys.modules.get("pocketrec.kernels.native")
+    missing = native.missing() if native else {}
+    return {"missing_kernels": "; ".join(f"{name}: {why}" for name, why in missing.items())} if missing else {}
 
 
 def environment() -> dict[str, Any]:

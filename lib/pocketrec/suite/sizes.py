@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,29 +9,21 @@ import pandas as pd
 from pocketrec import data, embeddings, paths
 from pocketrec.embeddings import Infeasible
 from pocketrec.embeddings.base import megabytes
-from pocketrec.errors import UserError, unknown
-from pocketrec.files import read_yaml
+from pocketrec.errors import unknown
 
 RATIOS = (2, 10, 100, 1000, 10_000)
 
 
 def tables(name: str) -> tuple[list[int], int]:
-    """Return cardinalities and dim of `params/tables/<name>.yaml`, or of a dataset and its recipe."""
-    folder = paths.PARAMS / "tables"
-    published = [path.stem for path in folder.glob("*.yaml")]
-    if name in published:
-        return _published(folder / f"{name}.yaml")
-    if name not in data.available():
-        raise unknown("tables or dataset", name, [*published, *data.available()], paths.PARAMS)
-    return data.load(name).cardinalities, data.recipe(name).get("dim", 16)
+    """Return cardinalities and dim: of tables that were published of a dataset, or of a dataset as it is prepared.
 
-
-def _published(path: Path) -> tuple[list[int], int]:
-    content = read_yaml(path)
-    try:
-        return [int(n) for n in content["cardinalities"]], int(content["dim"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: needs `dim`, a number, and `cardinalities`, a list of numbers") from None
+    Published tables are known by their `name` in `params/datasets`; nothing is prepared for them.
+    """
+    published = data.published_tables()
+    if name not in published and name not in data.available():
+        raise unknown("tables or dataset", name, sorted({*published, *data.available()}), paths.PARAMS / "datasets")
+    dataset, cardinalities = published.get(name) or (name, data.load(name).cardinalities)
+    return cardinalities, data.recipe(dataset).get("dim", 16)
 
 
 def sizes(

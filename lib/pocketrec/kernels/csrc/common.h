@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
+#include <type_traits>
 #include <vector>
 
 #include <omp.h>
@@ -16,18 +16,16 @@ using u32 = std::uint32_t;
 
 constexpr int AHEAD = 16;  // how many lookups ahead memory is asked for
 
+// Asks for the lines of a row, to be read or written.
+template <int WRITE = 0>
 inline void prefetch(const float* row, i64 width) {
-  for (i64 i = 0; i < width; i += 16) __builtin_prefetch(row + i, 0, 3);
+  for (i64 i = 0; i < width; i += 16) __builtin_prefetch(row + i, WRITE, 3);
 }
 
-inline void prefetch_to_write(const float* row, i64 width) {
-  for (i64 i = 0; i < width; i += 16) __builtin_prefetch(row + i, 1, 3);
-}
-
-// Asks for all lines of a run of floats that may start anywhere in its first one.
-template <int WRITE>
+// Asks for the lines of floats that may start anywhere in their first one.
+template <int WRITE = 0>
 inline void prefetch_span(const float* from, i64 width) {
-  for (i64 i = 0; i < width; i += 16) __builtin_prefetch(from + i, WRITE, 3);
+  prefetch<WRITE>(from, width);
   __builtin_prefetch(from + width - 1, WRITE, 3);
 }
 
@@ -92,7 +90,7 @@ inline void with_width(i64 width, F f) {
   }
 }
 
-// Carter-Wegman modulo P = 2^61 - 1, exact: the same numbers as embeddings/universal_hash.py.
+// Carter-Wegman modulo P = 2^61 - 1, exact: the same numbers as kernels/universal_hash.py.
 constexpr u64 P = (u64(1) << 61) - 1;
 
 inline u64 mod_p(u64 y) {

@@ -31,15 +31,18 @@ inline int owner(i64 row, int threads) {
   return static_cast<int>((static_cast<u64>(row) * 0x9E3779B97F4A7C15u >> 32) * threads >> 32);
 }
 
-// The positions [0, n) whose rows belong to this thread.
-const u32* mine(const i64* index, i64 n, i64& count) {
+// The positions [0, n) whose rows belong to this thread. Every thread reads the whole index, and so finds by itself
+// whether some of it lies outside the table; then no position belongs to any.
+const u32* mine(const i64* index, i64 rows, i64 n, i64& count, bool& outside) {
   u32* const list = positions(n + 1);
   const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
   count = 0;
   for (i64 j = 0; j < n; ++j) {
     list[count] = static_cast<u32>(j);
     count += owner(index[j], threads) == thread;  // no branch: it could not be foreseen
+    outside |= static_cast<u64>(index[j]) >= static_cast<u64>(rows);
   }
+  if (outside) count = 0;
   return list;
 }
 
@@ -70,41 +73,45 @@ extern "C" i64 gather(const float* table, const i64* index, float* out, i64 rows
   return -1;
 }
 
-// table[row] -= lr * gradient, in the order of the batch; total and eps are not used
-extern "C" void sgd(float* table, float*, const i64* index, const float* gradient, i64 width, i64 n, float lr,
-                    float, int threads) {
+// table[row] -= lr * gradient, in the order of the batch; total and eps are not used. Returns as `gather` does; then
+// nothing has been written.
+extern "C" i64 sgd(float* table, float*, const i64* index, const float* gradient, i64 rows, i64 width, i64 n, float lr,
+                   float, int threads) {
+  bool outside = false;
   with_width(width, [&](auto w) {
     constexpr int W = decltype(w)::value;
-#pragma omp parallel num_threads(threads) if (threads > 1)
+#pragma omp parallel num_threads(threads) reduction(| : outside) if (threads > 1)
     {
       i64 count;
-      const u32* list = mine(index, n, count);
+      const u32* list = mine(index, rows, n, count, outside);
       for (i64 k = 0; k < count; ++k) {
-        if (k + AHEAD < count) prefetch_to_write(table + index[list[k + AHEAD]] * width, width);
+        if (k + AHEAD < count) prefetch<1>(table + index[list[k + AHEAD]] * width, width);
         add<W>(table + index[list[k]] * width, gradient + list[k] * width, width, -lr);
       }
     }
   });
+  return outside ? check(index, &rows, nullptr, n, 1, 1) : -1;
 }
 
-// Adagrad with one accumulator a row, on the summed gradient of each row
-extern "C" void adagrad(float* table, float* total, const i64* index, const float* gradient, i64 width, i64 n,
-                        float lr, float eps, int threads) {
+// Adagrad with one accumulator a row, on the summed gradient of each row. Returns as `sgd` does.
+extern "C" i64 adagrad(float* table, float* total, const i64* index, const float* gradient, i64 rows, i64 width, i64 n,
+                       float lr, float eps, int threads) {
+  bool outside = false;
   with_width(width, [&](auto w) {
     constexpr int W = decltype(w)::value;
-#pragma omp parallel num_threads(threads) if (threads > 1)
+#pragma omp parallel num_threads(threads) reduction(| : outside) if (threads > 1)
     {
       static thread_local Groups groups;
       static thread_local std::vector<float> sum;
       i64 count;
-      const u32* list = mine(index, n, count);
+      const u32* list = mine(index, rows, n, count, outside);
       groups.start(count);
       for (i64 k = 0; k < count; ++k) groups.add(index[list[k]], list[k]);
       sum.resize(width);
       for (i64 k = 0; k < groups.size(); ++k) {
         if (k + AHEAD < groups.size()) {
-          prefetch_to_write(table + groups.key(k + AHEAD) * width, width);
-          prefetch_to_write(total + groups.key(k + AHEAD), 1);
+          prefetch<1>(table + groups.key(k + AHEAD) * width, width);
+          prefetch<1>(total + groups.key(k + AHEAD), 1);
         }
         std::fill(sum.begin(), sum.end(), 0.0f);
         groups.each(k, [&](i64 j) { add<W>(sum.data(), gradient + j * width, width); });
@@ -114,4 +121,5 @@ extern "C" void adagrad(float* table, float* total, const i64* index, const floa
       }
     }
   });
+  return outside ? check(index, &rows, nullptr, n, 1, 1) : -1;
 }

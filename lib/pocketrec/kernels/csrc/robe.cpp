@@ -19,10 +19,11 @@ struct Windows {
   i64 end(i64 feature) const { return bases[count > 1 ? feature : 0] + size(feature); }
 };
 
-// Calls f(place in the block, place in the array, length) for each piece of a block: more than one where it wraps.
+// Calls f(place in the block, place in the array, length) for each piece of a block: more than one where it wraps,
+// none where it starts behind its window.
 template <class F>
 inline void pieces(i64 start, i64 block, i64 end, i64 size, F f) {
-  for (i64 done = 0; done < block;) {
+  for (i64 done = 0; done < block && start < end;) {
     const i64 length = std::min(block - done, end - start);
     f(done, start, length);
     done += length;
@@ -103,15 +104,18 @@ struct Placing {
   i64 block;
   Windows windows;
   std::vector<Modulo> moduli;
+  std::vector<u64> room;  // how many ids could have blocks of their own in each window
 
   u64 sum(u64 x, i64 f, i64 c) const { return multiplier[c] * x + table[f] + piece[c]; }
 };
 
-// to[samples, features, blocks]: where blocks start. B is the number of blocks, or 0 for any.
+// to[samples, features, blocks]: where blocks start. B is the number of blocks, or 0 for any. Returns whether all ids
+// that should have blocks of their own do.
 template <int B>
-void place(const Placing& by, const i64* ids, i64 samples, i64 features, i64 any, i64* to) {
+bool place(const Placing& by, const i64* ids, i64 samples, i64 features, i64 any, i64* to) {
   static const Modulo prime(AUTHORS_PRIME);
   const i64 blocks = B ? B : any;
+  bool fits = true;
   for (i64 b = 0; b < samples; ++b, ids += features, to += features * blocks) {
     if (by.hash == MULTIPLY_SHIFT && by.windows.count == 1 && !by.own) {
       const u64 size = by.windows.size(0), base = by.windows.bases[0];
@@ -126,6 +130,7 @@ void place(const Placing& by, const i64* ids, i64 samples, i64 features, i64 any
       const Modulo& modulo = by.moduli[w];
       i64* at = to + f * blocks;
       if (by.own && by.own[f]) {
+        fits &= x < by.room[w];
         for (i64 c = 0; c < blocks; ++c) at[c] = base + (x * blocks + c) * by.block;
       } else if (by.hash == UNIVERSAL) {
         for (i64 c = 0; c < blocks; ++c) {
@@ -138,6 +143,18 @@ void place(const Placing& by, const i64* ids, i64 samples, i64 features, i64 any
       }
     }
   }
+  return fits;
+}
+
+// The first position whose id has no room for blocks of its own where its feature asks for them, or -1.
+i64 without_room(const Placing& by, const i64* ids, i64 batch, i64 features) {
+  for (i64 b = 0; b < batch; ++b) {
+    for (i64 f = 0; f < features; ++f) {
+      const u64 room = by.room[by.windows.count > 1 ? f : 0];
+      if (by.own[f] && static_cast<u64>(ids[b * features + f]) >= room) return b * features + f;
+    }
+  }
+  return -1;
 }
 
 inline void adagrad_element(float& weight, float& total, float gradient, float lr, float eps) {
@@ -149,18 +166,21 @@ inline void adagrad_element(float& weight, float& total, float gradient, float l
 
 // Places blocks, starts[batch, features, blocks] = hash(multiplier[block] * id + table[feature] + piece[block]) in the window,
 // or the id's own place where own[feature]; and reads them, out[batch, features, blocks, block], unless out is null.
-// starts may be null too.
-extern "C" void read_blocks(const float* array, const i64* ids, const i64* table, const i64* piece,
-                            const i64* multiplier, const i64* sizes, const i64* bases, const unsigned char* own,
-                            i64* starts, float* out, i64 batch, i64 features, i64 blocks, i64 window_count, i64 block,
-                            int hash, int threads) {
-  Placing by{table, piece, multiplier, own, hash, block, {sizes, bases, window_count}, {}};
+// starts may be null too. Returns the first position whose id has no place of its own where it should, or -1; then not
+// all has been read.
+extern "C" i64 read_blocks(const float* array, const i64* ids, const i64* table, const i64* piece,
+                           const i64* multiplier, const i64* sizes, const i64* bases, const unsigned char* own,
+                           i64* starts, float* out, i64 batch, i64 features, i64 blocks, i64 window_count, i64 block,
+                           int hash, int threads) {
+  Placing by{table, piece, multiplier, own, hash, block, {sizes, bases, window_count}, {}, {}};
   const Windows& windows = by.windows;
   for (i64 w = 0; w < window_count; ++w) {
     by.moduli.emplace_back(std::max<i64>(1, hash == AUTHORS ? sizes[w] - block + 1 : sizes[w]));
+    by.room.push_back(sizes[w] / (blocks * block));
   }
   const i64 stride = features * blocks;
-#pragma omp parallel num_threads(threads) if (threads > 1)
+  bool fits = true;
+#pragma omp parallel num_threads(threads) reduction(& : fits) if (threads > 1)
   {
     static thread_local std::vector<i64> chunk;
     if (static_cast<i64>(chunk.size()) < CHUNK * stride) chunk.resize(CHUNK * stride);
@@ -169,15 +189,15 @@ extern "C" void read_blocks(const float* array, const i64* ids, const i64* table
       const i64 samples = std::min(CHUNK, batch - first), count = samples * stride;
       i64* placed = starts ? starts + first * stride : chunk.data();
       with_width(blocks, [&](auto b) {
-        place<decltype(b)::value>(by, ids + first * features, samples, features, blocks, placed);
+        fits &= place<decltype(b)::value>(by, ids + first * features, samples, features, blocks, placed);
       });
-      if (!out) continue;
+      if (!out || !fits) continue;
       with_width(block, [&](auto z) {
         constexpr int Z = decltype(z)::value;
         float* row = out + first * stride * block;
-        for (i64 j = 0; j < std::min<i64>(AHEAD, count); ++j) prefetch_span<0>(array + placed[j], block);
+        for (i64 j = 0; j < std::min<i64>(AHEAD, count); ++j) prefetch_span(array + placed[j], block);
         for (i64 j = 0; j < count; ++j, row += block) {
-          if (j + AHEAD < count) prefetch_span<0>(array + placed[j + AHEAD], block);
+          if (j + AHEAD < count) prefetch_span(array + placed[j + AHEAD], block);
           const i64 start = placed[j], f = windows.count > 1 ? j / blocks % features : 0, end = windows.end(f);
           if (__builtin_expect(start + block <= end, 1)) {
             copy<Z>(row, array + start, block);
@@ -189,6 +209,7 @@ extern "C" void read_blocks(const float* array, const i64* ids, const i64* table
       });
     }
   }
+  return fits ? -1 : without_room(by, ids, batch, features);
 }
 
 // array += scale * gradients of the blocks
@@ -232,8 +253,8 @@ extern "C" void adagrad_blocks(float* array, float* total, float* scratch, const
       });
       for (i64 k = 0; k < groups.size(); ++k) {
         if (k + AHEAD < groups.size()) {
-          prefetch_to_write(array + groups.key(k + AHEAD) * LINE, LINE);
-          prefetch_to_write(total + groups.key(k + AHEAD) * LINE, LINE);
+          prefetch<1>(array + groups.key(k + AHEAD) * LINE, LINE);
+          prefetch<1>(total + groups.key(k + AHEAD) * LINE, LINE);
         }
         const i64 from = groups.key(k) * LINE, to = std::min(from + LINE, high);
         float sum[LINE] = {};

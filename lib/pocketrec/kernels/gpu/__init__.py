@@ -22,6 +22,8 @@ from pocketrec.kernels import native
 
 def library(family: str, *floats: Tensor) -> ModuleType | None:
     """Return a family's functions if these numbers are what they take: contiguous, on a GPU, of its `DTYPES`."""
+    if not on_gpu(floats[0]):  # what most calls end with: before anything that takes longer
+        return None
     if not native.on() or not all(on_gpu(numbers) and numbers.is_contiguous() for numbers in floats):
         return None
     found = _load(family)[0]

@@ -6,7 +6,7 @@ import records
 
 from pocketrec import paths, report
 from pocketrec.errors import UserError
-from pocketrec.report import published
+from pocketrec.report import literature
 
 NUMBERS = """
 title: Numbers of others
@@ -44,7 +44,7 @@ def results(tmp_path):
 
 
 def test_every_published_cell_has_a_verdict(results):
-    table = published.beside(results, "others", tolerance=0.0051).set_index(["method", "budget"])
+    table = literature.beside(results, "others", tolerance=0.0051).set_index(["method", "budget"])
     assert table["verdict"].unstack().loc[["full", "robe", "hashing"]].values.tolist() == [
         ["at or above"] * 3,
         ["no instance", "at or above", "below"],
@@ -55,19 +55,19 @@ def test_every_published_cell_has_a_verdict(results):
 
 
 def test_the_tally_counts_the_full_table_once(results):
-    found = published.tally(published.beside(results, "others", tolerance=0.0051))
+    found = literature.tally(literature.beside(results, "others", tolerance=0.0051))
     assert found.startswith("2 of 3 cells at or above theirs, 1 below; ")
     assert set(found.split("; ")[1].split(", ")) == {"1 no instance", "1 not run", "1 only ours", "1 oom"}
 
 
 def test_the_tables_for_people(results):
-    table = published.beside(results, "others", tolerance=0.0051)
-    assert published.grid(table).loc["robe"].tolist() == ["– | .600", ".695 | .700", ".790 | .800"]
-    assert published.verdicts(table).loc["robe"].tolist() == ["no instance", "−.005", "below −.010"]
+    table = literature.beside(results, "others", tolerance=0.0051)
+    assert literature.grid(table).loc["robe"].tolist() == ["– | .600", ".695 | .700", ".790 | .800"]
+    assert literature.verdicts(table).loc["robe"].tolist() == ["no instance", "−.005", "below −.010"]
 
 
 def test_the_picture_draws_theirs_where_ours_is_missing(results):
-    figure = published.auc_vs_budget(published.beside(results[results["method"] != "hashing"], "others"))
+    figure = literature.auc_vs_budget(literature.beside(results[results["method"] != "hashing"], "others"))
     titles = [ax.get_title(loc="left") for ax in figure.axes if ax.axison]
     assert titles == ["robe: −.010 to −.005", "hashing: no cell in both"]
     lines = [line for line in figure.axes[1].lines if len(line.get_xdata()) == 2]
@@ -79,23 +79,23 @@ def test_parameters_that_differ_are_not_averaged(tmp_path):
     other["parameters"]["epochs"] = 1
     results = report.load_results(records.write(tmp_path / "suite", [run("robe", 10, 0.69), other], notebooks=False))
     with pytest.raises(UserError, match="robe at ratio 10 ran with different parameters"):
-        published.beside(results, "others")
+        literature.beside(results, "others")
 
 
 def test_a_file_with_a_mistake_is_refused(numbers):
     numbers.write_text(NUMBERS.replace("[0.6, 0.7, 0.8]", "[0.6, 0.7]"))
     with pytest.raises(UserError, match=r"`methods.robe` has 2 numbers for 3 budgets"):
-        published.load("others")
+        literature.load("others")
     numbers.write_text(NUMBERS.replace("rows:", "row:"))
     with pytest.raises(UserError, match="key `rows?` is"):
-        published.load("others")
+        literature.load("others")
     with pytest.raises(UserError, match="did you mean 'others'"):
-        published.load("other")
+        literature.load("other")
 
 
 def test_the_published_grid_in_the_repository(monkeypatch):
     monkeypatch.undo()
-    table = published.load("cce_movielens")
+    table = literature.load("cce_movielens")
     assert len(table) == 90 and table["theirs"].dropna().between(0.5, 0.9).all()
     budget = table.set_index("budget")["ratio_requested"]
     assert isinstance(budget, pd.Series) and budget[512].unique().tolist() == [9710 / 1024]
