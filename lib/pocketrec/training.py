@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from tqdm import tqdm
 
-from pocketrec import models
+from pocketrec import distributed, models
 from pocketrec.data import Batch, Dataset
 from pocketrec.kernels import native
 from pocketrec.metrics import frequency_slices, scores
@@ -63,6 +62,7 @@ def fit(
     epochs: float = 1,
     table_optimizer: str = "adagrad",
     table_lr: float = 0.05,
+    dense_optimizer: str = "adam",
     dense_lr: float = 1e-3,
     updates: str = "fused",
     precision: str = "float32",
@@ -71,7 +71,9 @@ def fit(
     train_rows: int = 0,
     evaluations: int = 5,
     schedule: str = "constant",
+    target_auc: float = 0.0,
     device: str = "cpu",
+    nproc: int = 1,
 ) -> History:
     """Train in place on the training rows with binary cross-entropy; return the history.
 
@@ -87,22 +89,27 @@ def fit(
         evaluations: scorings of the validation rows, evenly spaced in every epoch.
         schedule: of the learning rates: `constant`, or `plateau`, a tenth after more than ten evaluations in a row
             that did not lower the validation log loss.
+        target_auc: end with the first evaluation whose validation AUC reaches it; 0 goes on to the end.
+        nproc: processes that train together, see `distributed`; `batch_size` is that of all.
 
     Raises:
         Diverged: as soon as a loss that is read is not finite.
     """
+    arguments = dict(locals())
     if keep not in ("best", "last"):
         raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
     if precision not in ("float32", "bf16"):
         raise ValueError(f"precision must be 'float32' or 'bf16', got {precision!r}")
     if updates not in ("fused", "autograd"):
         raise ValueError(f"updates must be 'fused' or 'autograd', got {updates!r}")
-    if updates == "fused" and table_optimizer == "adamw":
-        raise ValueError("adamw moves every row in every step: it needs updates 'autograd'")
+    if updates == "fused" and table_optimizer in ("adam", "adamw"):
+        raise ValueError(f"{table_optimizer} moves every row in every step: it needs updates 'autograd'")
     if schedule not in ("constant", "plateau"):
         raise ValueError(f"schedule must be 'constant' or 'plateau', got {schedule!r}")
     if batch_size < 1 or epochs <= 0 or train_rows < 0:
         raise ValueError(f"batch_size, epochs, train_rows cannot be {batch_size}, {epochs}, {train_rows}")
+    if nproc > 1:
+        return distributed.fit(arguments.pop("model"), arguments.pop("dataset"), arguments.pop("nproc"), arguments)
     steps_per_epoch = math.ceil(min(train_rows or math.inf, dataset.rows("train")) / batch_size)
     total = max(1, round(epochs * steps_per_epoch))
 
@@ -110,7 +117,10 @@ def fit(
         passed = [n * evaluations // steps_per_epoch for n in (step - 1, step)]
         return passed[0] != passed[1] or step == total
 
-    optims = optimizers(model, table_optimizer=table_optimizer, table_lr=table_lr, dense_lr=dense_lr)
+    optims = optimizers(
+        model, table_optimizer=table_optimizer, table_lr=table_lr, dense_optimizer=dense_optimizer, dense_lr=dense_lr
+    )
+    trained = distributed.replicated(model, optims)
     schedules = [ReduceLROnPlateau(optim) for optim in optims] if schedule == "plateau" else []
     history, losses, best = History(), [], None
     model.train()
@@ -118,11 +128,14 @@ def fit(
     native.keep_memory()
     lower = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
     training = in_place(model.embedding, optims[0]) if updates == "fused" else nullcontext()
-    with training, tqdm(total=total, unit="step", desc="training") as bar:
+    with training, distributed.progress(total=total, unit="step", desc="training") as bar:
         for epoch in range(math.ceil(epochs)):
+            if _reached(history, target_auc):
+                break
             order = seed * 1000 + epoch
             for batch in dataset.batches("train", batch_size, seed=order, limit=train_rows or None, device=device):
-                losses.append(train_step(model, batch, optims, lower))
+                part, weight = distributed.share(batch)
+                losses.append(train_step(trained, part, optims, lower, weight))
                 history.steps += 1
                 model.embedding.adapt(history.steps, total, optims[0])
                 history.samples += len(batch.labels)
@@ -134,7 +147,7 @@ def fit(
                         plateau.step(history.curve[-1]["validation_log_loss"])
                     losses = []
                     start = time.perf_counter()
-                if history.steps == total:
+                if history.steps == total or _reached(history, target_auc):
                     break
     if best is not None:
         model.load_state_dict(best)
@@ -148,17 +161,25 @@ def train_step(
     batch: Batch,
     optims: list[torch.optim.Optimizer],
     precision: AbstractContextManager = nullcontext(),  # noqa: B008
+    weight: float = 1.0,
 ) -> Tensor:
-    """Take one step; return the loss, detached and not yet waited for. `precision` surrounds the forward pass."""
+    """Take one step; return the loss, detached and not yet waited for.
+
+    `precision` surrounds the forward pass; `weight` is that of the batch among those of other processes.
+    """
     for optim in optims:
         optim.zero_grad()
     with precision:
         logits = model(batch.dense, batch.ids)
-    loss = F.binary_cross_entropy_with_logits(logits.float(), batch.labels)
+    loss = weight * F.binary_cross_entropy_with_logits(logits.float(), batch.labels)
     loss.backward()
     for optim in optims:
         optim.step()
     return loss.detach()
+
+
+def _reached(history: History, target_auc: float) -> bool:
+    return bool(target_auc and history.curve) and history.curve[-1].get("validation_auc", 0) >= target_auc
 
 
 def _evaluate(
@@ -171,10 +192,10 @@ def _evaluate(
     device: str,
 ) -> dict[str, Tensor] | None:
     """Add a point to the curve; return the weights to keep so far."""
-    loss = torch.stack(losses).mean().item()
+    loss = distributed.mean(torch.stack(losses).mean()).item()
     if not math.isfinite(loss):
         raise Diverged(f"the training loss is {loss} before step {history.steps}")
-    result = scores(*predict(model, dataset, "validation", device))
+    result = distributed.once(scores, *predict(model, dataset, "validation", device))
     previous = [point["validation_auc"] for point in history.curve if "validation_auc" in point]
     point = {
         "step": history.steps,
@@ -197,7 +218,9 @@ def predict(model: nn.Module, dataset: Dataset, split: str, device: str = "cpu")
     model.eval()
     probabilities, labels = [], []
     for batch in dataset.batches(split, EVALUATION_BATCH, device=device):
-        probabilities.append(model(batch.dense, batch.ids).sigmoid().cpu())
+        part, _ = distributed.share(batch)
+        logits = distributed.gathered(model(part.dense, part.ids), len(batch.labels))
+        probabilities.append(logits.sigmoid().cpu())
         labels.append(batch.labels.cpu())
     model.train(training)
     if not labels:
