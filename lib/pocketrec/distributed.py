@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 TIMEOUT = timedelta(minutes=30)  # of waiting for another process: longer than scoring the largest validation set
 SHARED_MEMORY = Path("/dev/shm")
 INSTALL = (
-    "pip install --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 (fbgemm-gpu==1.8.0 for GPUs) tensordict==0.15.3 "
-    "pyre-extensions==0.0.32 pyvers orjson typing-inspect mypy-extensions iopath"
+    "pip install tensordict==0.15.3 pyre-extensions==0.0.32, then pip install --no-deps torchrec==1.8.0 "
+    "fbgemm-gpu-cpu==1.8.0 (fbgemm-gpu==1.8.0 for GPUs)"
 )
 
 
@@ -67,7 +67,8 @@ class _Job(NamedTuple):
 def fit(model: nn.Module, dataset: Dataset, nproc: int, arguments: dict[str, Any]) -> History:
     """Train in place as `training.fit(model, dataset, **arguments)` does, on `nproc` processes of this machine.
 
-    Each uses as many threads as this process does, and on `cuda` the GPU of its number.
+    Each uses as many threads as this process does, and on `cuda` the GPU of its number. A full table comes from host
+    memory and goes back there: it may be larger than a GPU.
 
     Raises:
         UserError: for what cannot be trained so, or not on this machine.
@@ -82,7 +83,8 @@ def fit(model: nn.Module, dataset: Dataset, nproc: int, arguments: dict[str, Any
         shared = model.cpu().share_memory()
         job = _Job(folder, nproc, torch.get_num_threads(), shared, data, arguments)
         _run(job)
-        model.to(device)
+        if not isinstance(model.embedding, Full):
+            model.to(device)
         return pickle.loads((folder / "history").read_bytes())
 
 

@@ -110,6 +110,7 @@ def fit(
         raise ValueError(f"batch_size, epochs, train_rows cannot be {batch_size}, {epochs}, {train_rows}")
     if nproc > 1:
         return distributed.fit(arguments.pop("model"), arguments.pop("dataset"), arguments.pop("nproc"), arguments)
+    model.to(device)
     steps_per_epoch = math.ceil(min(train_rows or math.inf, dataset.rows("train")) / batch_size)
     total = max(1, round(epochs * steps_per_epoch))
 
@@ -212,8 +213,12 @@ def _evaluate(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, dataset: Dataset, split: str, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Return the probabilities and labels of a split, float32 [rows] each, on the CPU."""
+def predict(model: nn.Module, dataset: Dataset, split: str, device: str | None = None) -> tuple[Tensor, Tensor]:
+    """Return the probabilities and labels of a split, float32 [rows] each, on the CPU.
+
+    `device` is where the model lies; its embedding tells where none is given.
+    """
+    device = device or str(model.embedding.limits.device)
     training = model.training
     model.eval()
     probabilities, labels = [], []
@@ -229,7 +234,7 @@ def predict(model: nn.Module, dataset: Dataset, split: str, device: str = "cpu")
 
 
 def evaluate(
-    model: nn.Module, dataset: Dataset, device: str = "cpu", *, test: bool = True
+    model: nn.Module, dataset: Dataset, device: str | None = None, *, test: bool = True
 ) -> tuple[dict[str, dict], Tensor]:
     """Score validation and test rows; return the scores by part and the test probabilities [rows].
 
