@@ -16,17 +16,16 @@ from pocketrec.training import fit, predict
 NEEDS_TORCHREC = pytest.mark.skipif(
     find_spec("torchrec") is None or find_spec("fbgemm_gpu") is None, reason="TorchRec is not installed"
 )
-KNOBS = {"tt_rec": {"tables": 2}}
 
 
-def build(dataset, method="robe", ratio=4.0, **knobs):
-    embedding = embeddings.build(method, cardinalities=dataset.cardinalities, dim=16, ratio=ratio, seed=0, **knobs)
+def build(dataset, method="robe", ratio=4.0):
+    embedding = embeddings.build(method, cardinalities=dataset.cardinalities, dim=16, ratio=ratio, seed=0)
     return models.DLRM(embedding, dataset.num_dense, [8], [8])
 
 
 def train(dataset, nproc, method="robe", ratio=4.0, updates="autograd", **arguments):
     """Return the model, its history and the test probabilities; 3200 training rows in batches of 301: odd shares."""
-    model = build(dataset, method, ratio, **KNOBS.get(method, {}))
+    model = build(dataset, method, ratio)
     history = fit(model, dataset, batch_size=301, nproc=nproc, updates=updates, **arguments)
     return model, history, predict(model, dataset, "test")[0]
 

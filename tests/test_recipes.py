@@ -114,7 +114,8 @@ def smoke(name, file, rows):
             method, cardinalities=found.cardinalities, dim=given["dim"], ratio=given["ratio"], **given["knobs"]
         )
         model = models.build(given["model"], embedding, found.num_dense, given["bottom_mlp"], given["top_mlp"])
-        arguments = {key: given[key] for key in inspect.signature(training.fit).parameters if key in given}
+        choices = inspect.signature(training.fit).parameters.keys() - {"model", "dataset"}
+        arguments = {key: given[key] for key in choices & given.keys()}
         few = {"train_rows": rows, "epochs": 1, "evaluations": 1, "device": "cpu", "nproc": 1}
         few["batch_size"] = min(given["batch_size"], rows // 4)
         history = training.fit(model, found, **arguments | few)
