@@ -236,9 +236,9 @@ def replicated(model: nn.Module, optims: list[torch.optim.Optimizer]) -> nn.Modu
     apart = {id(table) for table in tables}
     if all(id(p) in apart for p in model.parameters() if p.requires_grad):
         return model
-    names = [f"{name}.weight" for name in stores]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
-    return DistributedDataParallel(model, broadcast_buffers=False)
+    others = [f"{name}.weight" for name in stores] + [name for name, _ in model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, others)
+    return DistributedDataParallel(model)
 
 
 def share(batch: Batch) -> tuple[Batch, float]:
@@ -381,9 +381,12 @@ class Sharded(nn.Module):
         """Embed ids [batch, features] -> [batch, features, dim]; every process must call it as often as the others."""
         from torchrec import KeyedJaggedTensor
 
-        lengths = torch.ones(ids.numel(), dtype=torch.int32, device=ids.device)
-        bags = KeyedJaggedTensor(self.keys, ids.long().T.flatten(), lengths=lengths)
-        return self.collection[0](bags).values().view(*ids.shape, self.dim)
+        most = torch.tensor([len(ids)], device=ids.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)  # TorchRec wants as many rows of every process: some are empty
+        lengths = torch.zeros(ids.shape[1], int(most), dtype=torch.int32, device=ids.device)
+        lengths[:, : len(ids)] = 1
+        bags = KeyedJaggedTensor(self.keys, ids.long().T.flatten(), lengths=lengths.flatten())
+        return self.collection[0](bags).values().view(-1, ids.shape[1], self.dim)[: len(ids)]
 
     def pairs(self, ids: Tensor, first: Tensor | None = None) -> None:
         """Leave the products to the model."""
