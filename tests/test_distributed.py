@@ -3,7 +3,9 @@
 import os
 import signal
 from importlib.util import find_spec
+from pathlib import Path
 
+import papermill
 import pytest
 import torch
 
@@ -136,3 +138,16 @@ def test_what_cannot_be_trained_so_is_refused_at_once(tiny, monkeypatch):
 def test_only_the_first_process_shows_its_progress(monkeypatch):
     monkeypatch.setattr("pocketrec.distributed.rank", lambda: 1)
     assert progress(total=3).disable
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_notebook_starts_processes(tmp_path):
+    template = Path(__file__).parents[1] / "notebooks/train.ipynb"
+    few = {"dataset_options": {"rows": 4000, "scale": 0.0001}, "nproc": 2, "updates": "autograd"}
+    executed = papermill.execute_notebook(
+        str(template), str(tmp_path / "out.ipynb"), few, cwd=tmp_path, progress_bar=False
+    )
+    printed = [output["text"] for cell in executed.cells for output in cell.get("outputs", []) if "text" in output]
+    assert sum(text.count("training: 100%") for text in printed) <= 1
+    assert any("image/png" in o.get("data", {}) for cell in executed.cells for o in cell.get("outputs", []))
