@@ -181,7 +181,7 @@ class _Runner:
 
     def _work(self, run: Run, folder: Path, locks: tuple[int, ...]) -> tuple[str | None, int]:
         """Start the worker, which holds the locks as well until it ends, and wait for it."""
-        write_json(folder / "job.json", {"parent": os.getpid(), "parameters": {**run.parameters, "run_dir": "."}})
+        write_json(folder / "job.json", {"parent": os.getpid(), "parameters": run.arguments})
         with (folder / "log.txt").open("wb") as log:
             worker = self._forked(run, folder, log, locks) or _started(run, folder, log, locks)
         verdict = process.watch(
@@ -231,6 +231,8 @@ class _Runner:
         }
         write_json(folder / "record.json", found)
         _take_place(run, folder)
+        if run.settles(found["status"]):
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
         return found
 
 
