@@ -79,7 +79,7 @@ class Checkpoint:
                 self._check(json.loads(header.get("about", "null")))
                 # copies, since what is read lies in the file's own memory map
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{self.path}: cannot be read as a checkpoint ({error}); {REMEDY}") from None
 
         def restored(content: dict[str, Any]) -> Any:

@@ -159,7 +159,7 @@ def fit(
     optims = optimizers(model, table_optimizer=table_optimizer, table_lr=table_lr, dense_lr=dense_lr)
     schedules = [ReduceLROnPlateau(optim) for optim in optims] if schedule == "plateau" else []
     state = State(model, optims, schedules)
-    saved = Checkpoint(checkpoint, checkpoint_minutes, about | _identity(model, dataset))
+    saved = Checkpoint(checkpoint, checkpoint_minutes, about | _identity(model, dataset) if checkpoint else {})
     if content := saved.load():
         state.restore(content, device)
         tqdm.write(f"going on from step {state.history.steps:,} of {total:,}, as {checkpoint} has it")

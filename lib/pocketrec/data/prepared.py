@@ -150,7 +150,7 @@ class Dataset:
 
         Without a seed rows come in order. With one, blocks of a few thousand neighbouring rows are drawn at
         random into windows of about a million rows, which are then permuted: the same seed gives the same order,
-        and memory holds two windows (330 MB in Criteo's shape) or two batches, whatever the size of the dataset.
+        and memory holds two windows (330 MB in Criteo's shape) and a few batches, whatever the size of the dataset.
         What comes next is read in threads while the caller works; for a GPU it is pinned, and copied without waiting.
 
         Args:
