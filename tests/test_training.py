@@ -18,7 +18,8 @@ def build(dataset, method="robe", ratio=4, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("table_optimizer", "updates"), [("adagrad", "fused"), ("sgd", "fused"), ("adamw", "autograd")]
+    ("table_optimizer", "updates"),
+    [("adagrad", "fused"), ("sgd", "fused"), ("adam", "autograd"), ("adamw", "autograd")],
 )
 @pytest.mark.parametrize(("method", "ratio"), [("full", 1), ("robe", 4)])
 def test_training_lowers_the_loss(tiny, method, ratio, table_optimizer, updates):
@@ -101,12 +102,30 @@ def test_a_loss_that_is_not_finite_is_divergence(tiny):
 def test_wrong_choices_are_refused(tiny):
     with pytest.raises(ValueError, match="'best' or 'last', got 'first'"):
         fit(build(tiny), tiny, keep="first")
-    with pytest.raises(ValueError, match="adagrad, sgd, adamw, got 'adam'"):
-        fit(build(tiny), tiny, table_optimizer="adam")
+    with pytest.raises(ValueError, match="adagrad, sgd, adam, adamw, got 'rmsprop'"):
+        fit(build(tiny), tiny, table_optimizer="rmsprop")
+    with pytest.raises(ValueError, match="adam, sgd, got 'adagrad'"):
+        fit(build(tiny), tiny, dense_optimizer="adagrad")
     with pytest.raises(ValueError, match="needs updates 'autograd'"):
         fit(build(tiny), tiny, table_optimizer="adamw")
     with pytest.raises(ValueError, match="'constant' or 'plateau', got 'cosine'"):
         fit(build(tiny), tiny, schedule="cosine")
+
+
+def test_a_target_ends_the_training(tiny):
+    curve = fit(build(tiny), tiny, batch_size=100, epochs=2).frame()
+    target = curve["validation_auc"].iloc[:7].max()
+    ended = fit(build(tiny), tiny, batch_size=100, epochs=2, target_auc=target)
+    assert ended.steps == curve["step"][(curve["validation_auc"] >= target).idxmax()]
+    assert ended.best_step == ended.steps
+
+
+@pytest.mark.parametrize(("dense_optimizer", "kind"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
+def test_the_mlps_have_their_own_optimizer(tiny, dense_optimizer, kind):
+    tables, dense = optimizers(
+        build(tiny), table_optimizer="sgd", table_lr=1, dense_optimizer=dense_optimizer, dense_lr=2
+    )
+    assert type(dense) is kind and dense.param_groups[0]["lr"] == 2 and tables.param_groups[0]["lr"] == 1
 
 
 @pytest.mark.parametrize(("schedule", "factor"), [("constant", 1), ("plateau", 0.1)])

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_accuracy, binary_auroc, binary_average_precision
 
+SCAN = 2**18  # rows looked at together
+
 
 def scores(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     """Score probabilities [n] against labels 0/1 [n].
@@ -52,7 +54,8 @@ def frequency_slices(
     Args:
         ids: [n, features]; counts: occurrences in training, all features concatenated; offsets: [features].
     """
-    familiarity = np.log1p(counts[ids + offsets]).mean(1)
+    parts = [ids[first : first + SCAN] for first in range(0, max(1, len(ids)), SCAN)]
+    familiarity = np.concatenate([np.log1p(counts[part + offsets]).mean(1) for part in parts])
     order = torch.from_numpy(np.argsort(-familiarity, kind="stable"))
     parts = zip(("head", "torso", "tail"), order.tensor_split(3), strict=True)
     return {name: {"rows": len(part), **_only_auc(scores(probabilities[part], labels[part]))} for name, part in parts}

@@ -91,8 +91,8 @@ class SGD(torch.optim.SGD):
         """Do nothing, for methods that rewrite rows."""
 
 
-class AdamW(torch.optim.AdamW):
-    """Adam with decoupled weight decay, 0.01: every row moves in every step, whether the batch read it or not.
+class Adam(torch.optim.Adam):
+    """Adam: every row moves in every step, whether the batch read it or not.
 
     Its gradients are therefore dense, and its step costs what the table holds.
     """
@@ -104,7 +104,15 @@ class AdamW(torch.optim.AdamW):
                 self.state[parameter][name][rows] = 0
 
 
-TABLE_OPTIMIZERS = {"adagrad": RowwiseAdagrad, "sgd": SGD, "adamw": AdamW}
+class AdamW(Adam):
+    """Adam with decoupled weight decay, 0.01."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3) -> None:
+        super().__init__(params, lr=lr, weight_decay=0.01, decoupled_weight_decay=True)
+
+
+DENSE_OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+TABLE_OPTIMIZERS = {"adagrad": RowwiseAdagrad, "sgd": SGD, "adam": Adam, "adamw": AdamW}
 
 
 @contextmanager
@@ -124,18 +132,20 @@ def in_place(embedding: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
 
 
 def optimizers(
-    model: nn.Module, *, table_optimizer: str, table_lr: float, dense_lr: float
+    model: nn.Module, *, table_optimizer: str, table_lr: float, dense_optimizer: str = "adam", dense_lr: float
 ) -> list[torch.optim.Optimizer]:
-    """Return the optimizer of the embedding and, where the model has other parameters, Adam for those."""
+    """Return the optimizer of the embedding and that of the other parameters, each where there are such."""
+    if dense_optimizer not in DENSE_OPTIMIZERS:
+        raise ValueError(f"dense_optimizer must be one of {', '.join(DENSE_OPTIMIZERS)}, got {dense_optimizer!r}")
     if table_optimizer not in TABLE_OPTIMIZERS:
         raise ValueError(f"table_optimizer must be one of {', '.join(TABLE_OPTIMIZERS)}, got {table_optimizer!r}")
     for store in model.embedding.modules():
         if isinstance(store, Rows):
-            store.sparse = table_optimizer != "adamw"
+            store.sparse = not issubclass(TABLE_OPTIMIZERS[table_optimizer], Adam)
     embedding = list(model.embedding.parameters())
     shared = {id(p) for p in embedding}
     others = [p for p in model.parameters() if id(p) not in shared]
     return [
-        TABLE_OPTIMIZERS[table_optimizer](embedding, lr=table_lr),
-        *([torch.optim.Adam(others, lr=dense_lr)] if others else []),
+        *([TABLE_OPTIMIZERS[table_optimizer](embedding, lr=table_lr)] if embedding else []),
+        *([DENSE_OPTIMIZERS[dense_optimizer](others, lr=dense_lr)] if others else []),
     ]

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from tqdm import tqdm
 
-from pocketrec import models
+from pocketrec import distributed, models
 from pocketrec.checkpoint import Checkpoint
 from pocketrec.data import Batch, Dataset
 from pocketrec.kernels import native
@@ -103,6 +102,7 @@ def fit(
     epochs: float = 1,
     table_optimizer: str = "adagrad",
     table_lr: float = 0.05,
+    dense_optimizer: str = "adam",
     dense_lr: float = 1e-3,
     updates: str = "fused",
     precision: str = "float32",
@@ -111,9 +111,11 @@ def fit(
     train_rows: int = 0,
     evaluations: int = 5,
     schedule: str = "constant",
+    target_auc: float = 0.0,
     device: str = "cpu",
     checkpoint: str = "",
     checkpoint_minutes: float = 0.0,
+    nproc: int = 1,
 ) -> History:
     """Train in place on the training rows with binary cross-entropy; return the history.
 
@@ -131,24 +133,30 @@ def fit(
             that did not lower the validation log loss.
         checkpoint: file to go on from, where there is one, with the same numbers as without the interruption.
         checkpoint_minutes: how often to save to that file; 0 never.
+        target_auc: end with the first evaluation whose validation AUC reaches it; 0 goes on to the end.
+        nproc: processes that train together, see `distributed`; `batch_size` is that of all.
 
     Raises:
         Diverged: as soon as a loss that is read is not finite.
         UserError: when the checkpoint cannot be read, or is that of another training.
     """
-    about = {name: value for name, value in locals().items() if name not in OUTSIDE}
+    arguments = dict(locals())
+    about = {name: value for name, value in arguments.items() if name not in OUTSIDE}
     if keep not in ("best", "last"):
         raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
     if precision not in ("float32", "bf16"):
         raise ValueError(f"precision must be 'float32' or 'bf16', got {precision!r}")
     if updates not in ("fused", "autograd"):
         raise ValueError(f"updates must be 'fused' or 'autograd', got {updates!r}")
-    if updates == "fused" and table_optimizer == "adamw":
-        raise ValueError("adamw moves every row in every step: it needs updates 'autograd'")
+    if updates == "fused" and table_optimizer in ("adam", "adamw"):
+        raise ValueError(f"{table_optimizer} moves every row in every step: it needs updates 'autograd'")
     if schedule not in ("constant", "plateau"):
         raise ValueError(f"schedule must be 'constant' or 'plateau', got {schedule!r}")
     if batch_size < 1 or epochs <= 0 or train_rows < 0:
         raise ValueError(f"batch_size, epochs, train_rows cannot be {batch_size}, {epochs}, {train_rows}")
+    if nproc > 1:
+        return distributed.fit(arguments.pop("model"), arguments.pop("dataset"), arguments.pop("nproc"), arguments)
+    model.to(device)
     steps_per_epoch = math.ceil(min(train_rows or math.inf, dataset.rows("train")) / batch_size)
     total = max(1, round(epochs * steps_per_epoch))
 
@@ -156,25 +164,31 @@ def fit(
         passed = [n * evaluations // steps_per_epoch for n in (step - 1, step)]
         return passed[0] != passed[1] or step == total
 
-    optims = optimizers(model, table_optimizer=table_optimizer, table_lr=table_lr, dense_lr=dense_lr)
+    optims = optimizers(
+        model, table_optimizer=table_optimizer, table_lr=table_lr, dense_optimizer=dense_optimizer, dense_lr=dense_lr
+    )
+    trained = distributed.replicated(model, optims)
     schedules = [ReduceLROnPlateau(optim) for optim in optims] if schedule == "plateau" else []
     state = State(model, optims, schedules)
     saved = Checkpoint(checkpoint, checkpoint_minutes, about | _identity(model, dataset) if checkpoint else {})
     if content := saved.load():
         state.restore(content, device)
-        tqdm.write(f"going on from step {state.history.steps:,} of {total:,}, as {checkpoint} has it")
+        distributed.say(f"going on from step {state.history.steps:,} of {total:,}, as {checkpoint} has it")
     history = state.history
     model.train()
     start = time.perf_counter()
     native.keep_memory()
     lower = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
     training = in_place(model.embedding, optims[0]) if updates == "fused" else nullcontext()
-    with training, tqdm(total=total, initial=history.steps, unit="step", desc="training") as bar:
+    with training, distributed.progress(total=total, initial=history.steps, unit="step", desc="training") as bar:
         for epoch in range(history.steps // steps_per_epoch, math.ceil(epochs)):
+            if _reached(history, target_auc):
+                break
             rows = {"seed": seed * 1000 + epoch, "limit": train_rows or None, "device": device}
             done = history.steps - epoch * steps_per_epoch
             for batch in _waiting(dataset.batches("train", batch_size, skip=done, **rows), history):
-                state.losses.append(train_step(model, batch, optims, lower))
+                part, weight = distributed.share(batch)
+                state.losses.append(train_step(trained, part, optims, lower, weight))
                 history.steps += 1
                 model.embedding.adapt(history.steps, total, optims[0])
                 history.samples += len(batch.labels)
@@ -186,7 +200,7 @@ def fit(
                     if saved.due and history.steps < total:
                         saved.save(state.content())
                     start = time.perf_counter()
-                if history.steps == total:
+                if history.steps == total or _reached(history, target_auc):
                     break
     if state.best is not None:
         model.load_state_dict(state.best)
@@ -221,27 +235,35 @@ def train_step(
     batch: Batch,
     optims: list[torch.optim.Optimizer],
     precision: AbstractContextManager = nullcontext(),  # noqa: B008
+    weight: float = 1.0,
 ) -> Tensor:
-    """Take one step; return the loss, detached and not yet waited for. `precision` surrounds the forward pass."""
+    """Take one step; return the loss, detached and not yet waited for.
+
+    `precision` surrounds the forward pass; `weight` is that of the batch among those of other processes.
+    """
     for optim in optims:
         optim.zero_grad()
     with precision:
         logits = model(batch.dense, batch.ids)
-    loss = F.binary_cross_entropy_with_logits(logits.float(), batch.labels)
+    loss = weight * F.binary_cross_entropy_with_logits(logits.float(), batch.labels)
     loss.backward()
     for optim in optims:
         optim.step()
     return loss.detach()
 
 
+def _reached(history: History, target_auc: float) -> bool:
+    return bool(target_auc and history.curve) and history.curve[-1].get("validation_auc", 0) >= target_auc
+
+
 def _evaluate(state: State, dataset: Dataset, keep: str, device: str) -> None:
     """Add a point to the curve, take the weights if they are to be kept so far, and let the schedules know."""
     history = state.history
-    loss = torch.stack(state.losses).mean().item()
+    loss = distributed.mean(torch.stack(state.losses).mean()).item()
     if not math.isfinite(loss):
         raise Diverged(f"the training loss is {loss} before step {history.steps}")
     state.losses = []
-    result = scores(*predict(state.model, dataset, "validation", device))
+    result = distributed.once(scores, *predict(state.model, dataset, "validation", device))
     previous = [point["validation_auc"] for point in history.curve if "validation_auc" in point]
     point = {
         "step": history.steps,
@@ -259,13 +281,19 @@ def _evaluate(state: State, dataset: Dataset, keep: str, device: str) -> None:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, dataset: Dataset, split: str, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Return the probabilities and labels of a split, float32 [rows] each, on the CPU."""
+def predict(model: nn.Module, dataset: Dataset, split: str, device: str | None = None) -> tuple[Tensor, Tensor]:
+    """Return the probabilities and labels of a split, float32 [rows] each, on the CPU.
+
+    `device` is where the model lies; its embedding tells where none is given.
+    """
+    device = device or str(model.embedding.limits.device)
     training = model.training
     model.eval()
     probabilities, labels = [], []
     for batch in dataset.batches(split, EVALUATION_BATCH, device=device):
-        probabilities.append(model(batch.dense, batch.ids).sigmoid().cpu())
+        part, _ = distributed.share(batch)
+        logits = distributed.gathered(model(part.dense, part.ids), len(batch.labels))
+        probabilities.append(logits.sigmoid().cpu())
         labels.append(batch.labels.cpu())
     model.train(training)
     if not labels:
@@ -274,7 +302,7 @@ def predict(model: nn.Module, dataset: Dataset, split: str, device: str = "cpu")
 
 
 def evaluate(
-    model: nn.Module, dataset: Dataset, device: str = "cpu", *, test: bool = True
+    model: nn.Module, dataset: Dataset, device: str | None = None, *, test: bool = True
 ) -> tuple[dict[str, dict], Tensor]:
     """Score validation and test rows; return the scores by part and the test probabilities [rows].
 

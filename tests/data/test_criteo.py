@@ -111,6 +111,18 @@ def test_arrays_are_those_of_pandas(root, monkeypatch, name, options):
     assert_as_with_pandas(write(root / "train.txt", name, lines(name)), name, options)
 
 
+def test_the_hour_of_the_day_may_be_a_number(root):
+    file = write(root / "train.csv", "avazu", lines("avazu"))
+    plain, dense = (
+        data.Dataset.open(data.prepare("avazu", {"hour": hour}, raw=file, progress=False))
+        for hour in ("feature", "dense")
+    )
+    assert np.array_equal(dense.ids, plain.ids[:, 1:]) and np.array_equal(dense.labels, plain.labels)
+    assert dense.cardinalities == plain.cardinalities[1:] and plain.num_dense == 0
+    hours = pd.read_csv(file)["hour"].fillna(0).to_numpy() % 100  # a missing one is 0
+    assert sorted(dense.dense[:, 0]) == pytest.approx(sorted(np.log1p(hours)), rel=1e-6)
+
+
 @pytest.mark.parametrize(("name", "options"), CHOICES[1:3])
 def test_a_vocabulary_collected_in_many_passes_is_the_same(root, monkeypatch, name, options):
     monkeypatch.setattr(columns, "PASS", 40)

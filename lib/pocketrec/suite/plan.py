@@ -27,6 +27,7 @@ SHARED_CODE = (
     "models/*.py",
     "data/prepared.py",
     "training.py",
+    "distributed.py",
     "optim.py",
     "metrics.py",
 )

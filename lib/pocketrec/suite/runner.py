@@ -46,7 +46,7 @@ class Listener(Protocol):
 
 def default_jobs(suite: Suite, runs: list[Run]) -> int:
     """As many runs at a time as the suite says, else as fill the cores."""
-    threads = max(int(run.parameters.get("threads") or 1) for run in runs)
+    threads = max(int(run.parameters.get("threads") or 1) * int(run.parameters.get("nproc") or 1) for run in runs)
     return suite.jobs or max(1, (os.cpu_count() or 1) // threads)
 
 

@@ -27,13 +27,14 @@ RESERVED = {
     "checkpoint": "the runner sets it where `checkpoint_minutes` is above 0",
     "score_test": "only runs of a `search` leave the test rows alone",
 }
-POSITIVE = ("dim", "batch_size", "epochs", "evaluations", "table_lr", "dense_lr", "threads", "repeats")
+POSITIVE = ("dim", "batch_size", "epochs", "evaluations", "table_lr", "dense_lr", "threads", "nproc", "repeats")
 NOT_NEGATIVE = {"train_rows": "all", "checkpoint_minutes": "never"}
 CHOICES = {
     "quantize": ("none", "int8", "int4"),
     "keep": ("best", "last"),
     "model": ("dlrm", "gmf"),
-    "table_optimizer": ("adagrad", "sgd", "adamw"),
+    "table_optimizer": ("adagrad", "sgd", "adam", "adamw"),
+    "dense_optimizer": ("adam", "sgd"),
     "schedule": ("constant", "plateau"),
     "updates": ("fused", "autograd"),
     "precision": ("float32", "bf16"),
