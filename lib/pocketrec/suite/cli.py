@@ -375,7 +375,7 @@ def _plan(name: str, filters: dict[str, str | None]) -> tuple[Any, list[Any]]:
 def _execute(name: str, filters: dict[str, str | None], jobs: int | None, executor: str, *, retry: bool) -> int:
     from pocketrec.suite import display, executors, record, runner, spec
 
-    where = executors.make(executor, spec.load(name))
+    where = executors.find(executor)(spec.load(name))
     console, done, worst = _console(), 0, 0
     for stage in (("search",), ("quality", "timed")):  # the runs that a search serves depend on what it finds
         suite, runs = _plan(name, filters)

@@ -47,14 +47,14 @@ class Executor(Protocol):
         """Let go of what it holds; it can be used again."""
 
 
-def make(name: str, suite: Suite) -> Executor:
-    """Return the executor of a name.
+def find(name: str) -> Callable[[Suite], Executor]:
+    """Return the class of an executor.
 
     Raises:
-        UserError: there is none, its package is not installed, or its cluster does not answer.
+        UserError: there is none of that name, or its package is not installed.
     """
     if name not in CLASSES:
         raise unknown("executor", name, CLASSES, "--executor")
     if name != "local" and find_spec(name) is None:
-        raise UserError(f"--executor {name}: the package {name} is missing: pip install -c constraints.txt {name}")
-    return getattr(import_module(f"{__name__}.{name}"), CLASSES[name])(suite)
+        raise UserError(f"--executor {name}: the package is missing: pip install -c constraints.txt -e '.[cluster]'")
+    return getattr(import_module(f"{__name__}.{name}"), CLASSES[name])

@@ -26,7 +26,7 @@ HELP = "`make cluster-help` says how to start one"
 PATIENCE_SECONDS = 60  # for a machine that offers what a waiting run asks for to come back
 LOOK_SECONDS = 5
 STOP_SECONDS = 10
-PROBE_SECONDS = 120
+PROBE_SECONDS = 300
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from pocketrec.suite.job import Ended
 from pocketrec.suite.plan import Run
 from pocketrec.suite.spec import Suite
 
-FILE = paths.PARAMS / "submitit.yaml"
 DEFAULTS = {"cluster": "slurm", "jobs": 100, "preparation_minutes": 60, "options": {}}
 POLL_SECONDS = 1
 STATUSES = {"TIMEOUT": "timeout", "OUT_OF_MEMORY": "oom"}  # that another attempt would not mend
@@ -31,9 +30,10 @@ class Submitit:
 
     def __init__(self, suite: Suite) -> None:
         self.suite = suite
-        given = read_yaml(FILE) if FILE.exists() else {}
+        self.file = paths.PARAMS / "submitit.yaml"
+        given = read_yaml(self.file) if self.file.exists() else {}
         for key in given.keys() - DEFAULTS.keys():
-            raise unknown("key", key, DEFAULTS, FILE)
+            raise unknown("key", key, DEFAULTS, self.file)
         self.settings = DEFAULTS | given
 
     def prepare(self, runs: list[Run]) -> list[Run]:
@@ -43,7 +43,7 @@ class Submitit:
             self._executor(runs[0], folder)
         except Exception as error:
             cluster = self.settings["cluster"]
-            raise UserError(f"{FILE}: cluster {cluster} cannot be used so: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{self.file}: cluster {cluster} cannot be used so: {str(error).splitlines()[0]}") from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return runs
