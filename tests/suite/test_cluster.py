@@ -67,6 +67,11 @@ class Site(Root):
             stderr=subprocess.PIPE,
         )
 
+    def call(self, *arguments: str) -> tuple[int, str, str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=PATIENCE)
+        return process.returncode, out, err
+
 
 def wait_until(condition, seconds=PATIENCE):
     deadline = time.monotonic() + seconds

@@ -70,8 +70,7 @@ class Ray:
             if not any(machine.holds(cpus, gpus) for machine in machines):
                 offers = "; ".join(f"{m.address} {_offer(m.cpus, m.gpus)}" for m in machines)
                 raise UserError(f"{run.name} asks for {_offer(cpus, gpus)} on one machine; the cluster has: {offers}")
-        for machine in machines:
-            _probe(machine)
+        _probe(machines)
         return runs
 
     def slots(self, runs: list[Run]) -> int:
@@ -151,16 +150,20 @@ def _join(address: str) -> None:
         signal.signal(signal.SIGTERM, before)  # Ray would end the process at once, and leave no record of its runs
 
 
-def _probe(machine: Machine) -> None:
+def _probe(machines: list[Machine]) -> None:
     """Refuse a machine that has other code, or none."""
-    there = NodeAffinitySchedulingStrategy(machine.node, soft=False)
-    probe = ray.remote(remote.fingerprint).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
-    try:
-        same = ray.get(probe.remote(), timeout=PROBE_SECONDS) == remote.fingerprint()
-    except GetTimeoutError:
-        raise UserError(f"{machine.address}: does not answer; start its Ray processes again") from None
-    except RayError as error:
-        reason = str(error.cause if isinstance(error, RayTaskError) else error).splitlines()[0]
-        raise UserError(f"{machine.address}: pocketrec cannot be used there: {reason}") from None
-    if not same:
-        raise UserError(f"{machine.address}: has other code than this machine; bring both to the same commit")
+    probes = {}
+    for machine in machines:
+        there = NodeAffinitySchedulingStrategy(machine.node, soft=False)
+        probe = ray.remote(remote.fingerprint).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
+        probes[machine.address] = probe.remote()
+    for address, probe in probes.items():
+        try:
+            same = ray.get(probe, timeout=PROBE_SECONDS) == remote.fingerprint()
+        except GetTimeoutError:
+            raise UserError(f"{address}: does not answer; start its Ray processes again") from None
+        except RayError as error:
+            reason = str(error.cause if isinstance(error, RayTaskError) else error).splitlines()[0]
+            raise UserError(f"{address}: pocketrec cannot be used there: {reason}") from None
+        if not same:
+            raise UserError(f"{address}: has other code than this machine; bring both to the same commit")
