@@ -23,7 +23,7 @@ from pocketrec.report import plots, statistics
 from pocketrec.report.claims import FAILS, HOLDS, UNTESTED, Verdict
 from pocketrec.report.columns import CELL, FAILURES, times
 from pocketrec.report.plots import CEILING, GRID, INK, MUTED, colour, house_style, look
-from pocketrec.report.results import load_measured, read_records, tidy
+from pocketrec.report.results import load_measured, load_results, read_records
 
 LOSS = 0.001  # of AUC: what still counts as the full table's quality
 RATIO = 1000
@@ -71,22 +71,20 @@ class Evidence:
 
         `within` is `yes` or `no` where the whole 95 % interval over seeds is, else `open`.
         """
-        table = statistics.differences(self.runs)
-        table = table.join(self.runs.groupby(CELL)["ratio_achieved"].mean(), on=CELL)
+        table = statistics.differences(self.runs).astype({"difference": "float64", "difference_ci": "float64"})
+        achieved = self.runs.groupby(CELL)["ratio_achieved"].mean().to_dict()
+        table["ratio_achieved"] = [achieved[cell] for cell in table[CELL].itertuples(index=False, name=None)]
         worst, best = table["difference"] - table["difference_ci"], table["difference"] + table["difference_ci"]
         return table.assign(within=np.select([worst >= -LOSS, best < -LOSS], ["yes", "no"], "open"))
 
 
 def load(results: str | Path) -> Evidence:
     """Read the folder of a suite."""
-    results = Path(results)
-    records = read_records(results)
+    runs, records = load_results(results), read_records(Path(results))
     blocks = {record["run"]: _block_size(record) for record in records if record["method"] == ROBE}
-    runs = tidy(records)
-    own = runs["run"].isin(blocks)
-    runs = runs.assign(variant=runs["variant"].mask(own, runs["run"].map(blocks)))
+    runs = runs.assign(variant=runs["run"].map(blocks).fillna(runs["variant"]))
     measured = load_measured(results)
-    suite = next((record["suite"] for record in records if record.get("suite")), results.resolve().name)
+    suite = next((record["suite"] for record in records if record.get("suite")), Path(results).resolve().name)
     return Evidence(suite, runs, measured, medians(measured.get("speed", pd.DataFrame())))
 
 
@@ -370,6 +368,8 @@ def gains(evidence: Evidence) -> pd.DataFrame:
     of the model stays as it is.
     """
     speed = evidence.speed
+    if speed.empty:
+        return pd.DataFrame(columns=[*POINT, "full", "bags", "robe", "gain", "gain_over_bags", "free"])
     whole = speed[speed["part"] == "model"].pivot_table(index=POINT, columns="embedding", values="us_per_sample")
     lookups = speed[(speed["part"] == "lookup") & (speed["embedding"] == FULL)].set_index(POINT)["us_per_sample"]
     table = whole.reindex(columns=[FULL, BAGS, ROBE]).set_axis(["full", "bags", "robe"], axis=1)
@@ -397,9 +397,9 @@ def throughput(evidence: Evidence) -> Figure:
     rows = largest(evidence)
     if rows.empty:
         return _not_measured(evidence)
-    shapes = list(dict.fromkeys(evidence.speed["shape"]))
+    shapes = _shapes(evidence)
     figure, axes = plots._panels(len(shapes), 6.0, 3.6)
-    for ax, shape in zip(axes, _shapes(evidence), strict=True):
+    for ax, shape in zip(axes, shapes, strict=True):
         own = rows[rows["shape"] == shape].sort_values(["batch", "ids"]).reset_index(drop=True)
         hues = own["ids"].map({"zipf": colour("robe"), "uniform": "#56b4e9"})
         ax.bar(own.index, own["gain"], color=hues, width=0.6)
@@ -569,9 +569,11 @@ def roofline(evidence: Evidence) -> Figure:
 def block_sizes(evidence: Evidence) -> pd.DataFrame:
     """Return nanoseconds of a looked-up row by block size, at the usual batch and the largest tables; a column each."""
     speed = evidence.speed
+    if speed.empty:
+        return pd.DataFrame(columns=[NAMES[FULL]])
     rows = speed[(speed["part"] == "lookup") & speed["embedding"].isin([FULL, ROBE])]
     rows = rows[rows["table_bytes"] == rows.groupby("shape")["table_bytes"].transform("max")]
-    rows = rows[rows["batch"] == _usual_batch(evidence)] if len(rows) else rows
+    rows = rows[rows["batch"] == _usual_batch(evidence)]
     name = rows["block_size"].map("ROBE, Z={:.0f}".format).where(rows["embedding"] == ROBE, NAMES[FULL])
     rows = rows.assign(name=name, ns=rows["us_per_sample"] * 1e3 / 26, order=rows["block_size"].fillna(0))
     order = rows.sort_values("order")["name"].unique()
