@@ -16,8 +16,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Wedge
-from matplotlib.ticker import FuncFormatter
+from matplotlib.patches import Rectangle, Wedge
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from pocketrec.report import plots, statistics
 from pocketrec.report.claims import FAILS, HOLDS, UNTESTED, Verdict
@@ -35,6 +35,7 @@ HUES = {FULL: plots.FULL[0], ROBE: colour("robe"), BAGS: "#8c613c"}
 POINT = ["shape", "table_bytes", "batch", "ids"]
 WAY = ["part", "embedding", "block_size"]
 TIMES = [*POINT, *WAY, "ms", "p20", "p80", "us_per_sample", "gb_s", "gflop_s", "disturbed"]
+_SIGNED = FuncFormatter(lambda value, _: f"{value:+.4g}".replace("-", "−") if value else "0")
 PARTS = {"lookup": "lookup", "interaction": "interaction", "MLPs": "MLPs", "rest": "the rest"}
 
 
@@ -220,7 +221,7 @@ def loss(evidence: Evidence) -> Figure:
         low, high = min(rows["y"].min(), -2 * LOSS), max(rows["y"].max(), LOSS)
         ax.set(xscale="log", xlabel="Compression achieved (×)", ylim=(1.6 * low, 1.6 * high))
         ax.set_ylabel("AUC − full table (paired by seed, 95 % band)")
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.4g}".replace("-", "−")))
+        ax.yaxis.set_major_formatter(_SIGNED)
         plots._log_axis(ax, rows["ratio_achieved"], times)
         plots._label_right(ax, ends)
         plots._title(ax, f"{dataset}: {_at_1000(evidence, dataset)}", 58)
@@ -347,6 +348,8 @@ def intervals(evidence: Evidence) -> Figure:
         ax.axvline(-LOSS, color=INK, linewidth=1.2, linestyle=CEILING)
         ax.set_yticks(rows.index, rows["ratio_requested"].map(times))
         ax.set(xlabel="AUC − full table (95 % interval; dashed: the tolerated loss)", ylim=(len(rows) - 0.5, -0.5))
+        ax.set_xscale("symlog", linthresh=2 * LOSS, linscale=1.5)
+        ax.xaxis.set_major_formatter(_SIGNED)
         ax.grid(axis="x")
         told = (rows["rows_p"] < 0.05).sum()
         known = rows["rows_p"].notna().sum()
@@ -407,8 +410,12 @@ def throughput(evidence: Evidence) -> Figure:
         ax.axhline(1, color=plots.FULL[0], linewidth=1.4)
         ax.axhline(SPEEDUP, color=INK, linewidth=1.2, linestyle=CEILING)
         ax.annotate("published: 3.1", (0.01, SPEEDUP), (0, 4), ("axes fraction", "data"), textcoords="offset points")
-        ax.set_xticks(own.index, [f"{row.ids}\nbatch {row.batch:,}" for row in own.itertuples()])
-        ax.set(ylabel="Throughput, ROBE over full table (times)", ylim=(0, 1.12 * max(SPEEDUP, own["gain"].max())))
+        ax.set_xticks(own.index, [f"{row.batch:,}\n{row.ids}" for row in own.itertuples()])
+        ax.set(
+            xlabel="Batch and ids",
+            ylabel="ROBE over full table (times)",
+            ylim=(0, 1.12 * max(SPEEDUP, own["gain"].max())),
+        )
         said = f"{_range(own['gain'])} times the full table's throughput"
         plots._title(ax, f"{shape}, {_gb(own['table_bytes'].iloc[0])}: {said}", 58)
     return figure
@@ -424,7 +431,7 @@ def by_size(evidence: Evidence) -> Figure:
     speed = speed[speed["batch"] == batch]
     speed = speed[(speed["embedding"] != ROBE) | (speed["block_size"] == _default_block(speed))]
     shapes = _shapes(evidence)
-    figure, axes = plots._panels(2 * len(shapes), 6.0, 3.5, sharey=False)
+    figure, axes = plots._panels(2 * len(shapes), 6.0, 3.5, sharey=True)
     for ax, (shape, ids) in zip(axes, ((s, i) for s in shapes for i in ("zipf", "uniform")), strict=True):
         rows = speed[(speed["shape"] == shape) & (speed["ids"] == ids)]
         for (part, name), line in rows.groupby(["part", "embedding"]):
@@ -435,7 +442,10 @@ def by_size(evidence: Evidence) -> Figure:
         copies = evidence.speed[(evidence.speed["part"] == "copy") & (evidence.speed["shape"] == shape)]["gb_s"]
         ax.axhline(copies.median(), color=INK, linewidth=1.2, linestyle=CEILING, label="copy")
         ax.set(xscale="log", yscale="log", xlabel="Full tables (MB)", ylabel="Read and written (GB/s)")
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        plots._log_axis(ax, rows["table_bytes"] / 1e6, "{:,.0f}".format)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
         plots._title(ax, f"{shape}, {ids} ids: {_fall(rows)}", 58)
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
@@ -476,7 +486,7 @@ def parts(evidence: Evidence) -> Figure:
         ax.grid(False, axis="y")
         lookup = own[own["embedding"] == FULL]
         said = f"the full table's lookup is {_range(100 * lookup['lookup'] / lookup['model'], '.0f')} % of the model"
-        plots._title(ax, f"{shape}, batch {_usual_batch(evidence):,}: {said}", 58)
+        plots._title(ax, f"{shape}, batch {_usual_batch(evidence):,}: {said}", 44)
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
     return figure
@@ -541,26 +551,25 @@ def roofline(evidence: Evidence) -> Figure:
     speed = speed[speed["table_bytes"] == speed.groupby("shape")["table_bytes"].transform("max")]
     whole = whole.loc[whole.index.intersection(speed.index)]
     peak = speed[speed["part"] == "product"]["gflop_s"].median()
-    figure, ax = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(10.5, 4.2), layout="constrained")
     x = whole["gflop_s"] / whole["gb_s"]
     span = np.geomspace(0.3, 2.5 * x.max(), 200)
     own = speed[(speed["part"] == "limit") & (speed["ids"] == "uniform") & (speed["batch"] == _usual_batch(evidence))]
     ridges = []
     for name in (FULL, ROBE):
         rate = own[(own["embedding"] == name) & (own["shape"] == _shapes(evidence)[0])]["gb_s"].median()
-        ax.plot(span, np.minimum(peak, rate * span), color=HUES[name], linewidth=1.8, zorder=1)
-        ax.annotate(f"rows at random, {NAMES[name]}: {rate:,.3g} GB/s", (0.32, rate * 0.32), (4, 5),
-                    textcoords="offset points", color=HUES[name], rotation=0)  # fmt: skip
+        label = f"rows at random, {NAMES[name]}: {rate:,.3g} GB/s"
+        ax.plot(span, np.minimum(peak, rate * span), color=HUES[name], linewidth=1.8, zorder=1, label=label)
         ridges.append(peak / rate)
     for marker, (shape, rows) in zip("os^", whole.groupby("shape", sort=False), strict=False):
         for name, points in rows.groupby("embedding"):
             label = f"{shape}, {NAMES[name]}"
             ax.plot(x[points.index], points["gflop_s"], marker, color=HUES[name], alpha=0.8, label=label)
-    ax.axhline(peak, color=INK, linewidth=1.2, linestyle=CEILING)
-    ax.annotate(f"product of matrices: {peak:,.3g} GFLOP/s", (0.32, peak), (4, 4), textcoords="offset points")
+    label = f"product of matrices: {peak:,.3g} GFLOP/s"
+    ax.axhline(peak, color=INK, linewidth=1.2, linestyle=CEILING, label=label)
     ax.set(xscale="log", yscale="log", xlabel="Operations for a byte that the lookup moves (FLOP/byte)")
     ax.set_ylabel("Reached by the whole model (GFLOP/s)")
-    ax.legend(frameon=False, loc="lower right")
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     side = "right" if x.min() > max(ridges) else "left" if x.max() < min(ridges) else "on both sides"
     plots._title(ax, f"The models lie {side} of the ridge at {_range(pd.Series(ridges))} FLOP/byte", 70)
     return figure
@@ -640,7 +649,7 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
         published,
         "not run: Criteo-TB is not at hand",
         UNTESTED,
-        "Criteo-TB (4.4 billion rows, about 1 TB of files) and a GPU",
+        "Criteo-TB (4.4 billion rows) and a GPU",
         "make all SUITE=robe_criteo_tb",
     )
     here = [_quality(evidence, dataset, published) for dataset in evidence.datasets or ["planted"]]
@@ -692,36 +701,37 @@ def _speed(evidence: Evidence) -> Verdict:
 @house_style
 def windows(floats: int = 24, block_size: int = 4) -> Figure:
     """Draw what ROBE does: rows of two tables as windows into one circular array, placed by a hash."""
-    figure, ax = plt.subplots(figsize=(8.6, 4.2), layout="constrained")
-    ax.set(xlim=(-3.9, 2.0), ylim=(-1.5, 1.5), aspect="equal")
+    figure, ax = plt.subplots(figsize=(8.6, 4.4), layout="constrained")
+    ax.set(xlim=(-4.1, 2.6), ylim=(-1.65, 1.65), aspect="equal")
     ax.set_axis_off()
-    step = 360 / floats
-    rows = (("user 17", "#0072b2", (2, 13)), ("user 18", "#009e73", (21, 6)), ("film 5", "#d55e00", (15, 19)))
-    for place in range(floats):
-        angle = 90 - place * step
-        ax.add_patch(Wedge((0.2, 0), 1.0, angle - step, angle, width=0.2, facecolor="#f1f4f7", edgecolor=GRID))
-    for ring, (name, hue, starts) in enumerate(rows):
-        top = 1.05 - 0.95 * ring
-        ax.text(-3.85, top, name, va="center", color=hue, fontweight="bold")
+    rows = (("user", 17, "#0072b2", (2, 13)), ("user", 18, "#009e73", (21, 6)), ("film", 5, "#d55e00", (15, 19)))
+    read = np.zeros(floats, int)
+    for ring, (table, id_, hue, starts) in enumerate(rows):
+        height = 1.0 - 0.85 * ring
+        ax.text(-4.05, height, f"{table} {id_}", va="center", color=hue, fontweight="bold")
         for piece, start in enumerate(starts):
-            left = -2.85 + piece * block_size * 0.17
-            _blocks(ax, left, top, block_size, hue)
-            first, radius = 90 - start * step, 1.06 + 0.09 * ring
-            ax.add_patch(
-                Wedge((0.2, 0), radius + 0.06, first - block_size * step, first, width=0.06, facecolor=hue, alpha=0.9)
-            )
-            middle = np.deg2rad(first - block_size * step / 2)
-            spot = (0.2 + (radius + 0.13) * np.cos(middle), (radius + 0.13) * np.sin(middle))
-            ax.annotate(f"h({name.split()[0]}, {name.split()[1]}, {piece})", spot, color=hue, fontsize=8,
-                        ha="left" if spot[0] > 0.2 else "right", va="center")  # fmt: skip
-    ax.text(0.2, 0, f"one array\nof |M| = {floats}\nfor all tables", ha="center", va="center", color=MUTED)
-    ax.text(-3.85, -1.38, f"a row of {2 * block_size} = 2 blocks of Z = {block_size}", color=MUTED, va="center")
+            left = -2.95 + 0.85 * piece
+            for place in range(block_size):
+                box = (left + 0.19 * place, height - 0.1)
+                ax.add_patch(Rectangle(box, 0.17, 0.2, facecolor=hue, alpha=0.85, edgecolor="none"))
+            ax.text(left + 0.09 * block_size, height - 0.26, f"block {piece}", ha="center", color=MUTED, fontsize=8)
+            _arc(ax, start, block_size, floats, 1.12 + 0.08 * ring, 0.05, hue)
+            middle = np.deg2rad(90 - (start + block_size / 2) * 360 / floats)
+            spot = (0.4 + 1.36 * np.cos(middle), 1.36 * np.sin(middle))
+            side = "left" if spot[0] > 0.4 else "right"
+            ax.text(*spot, f"h({table}, {id_}, {piece})", color=hue, fontsize=9, ha=side, va="center")
+            read[(start + np.arange(block_size)) % floats] += 1
+    for place, count in enumerate(read):
+        _arc(ax, place, 1, floats, 1.0, 0.2, ("#f1f4f7", "#d3d9df", INK)[min(count, 2)])
+    words = f"one array of\n|M| = {floats} numbers\nfor all tables\n\nblack: two rows\nshare them"
+    ax.text(0.4, 0, words, ha="center", va="center", color=MUTED, fontsize=9)
+    ax.text(-4.05, -1.5, f"a row of {2 * block_size} numbers is two blocks of Z = {block_size}", color=MUTED)
     ax.set_title("Every row of every table is read from windows into one circular array")
     return figure
 
 
-def _blocks(ax: Axes, left: float, middle: float, block_size: int, hue: str) -> None:
-    for place in range(block_size):
-        ax.add_patch(
-            plt.Rectangle((left + place * 0.17, middle - 0.1), 0.16, 0.2, facecolor=hue, alpha=0.85, edgecolor="white")
-        )
+def _arc(ax: Axes, start: int, count: int, floats: int, radius: float, width: float, hue: str) -> None:
+    """Draw `count` of the array's numbers from `start` on as a part of a ring, clockwise from the top."""
+    step = 360 / floats
+    first, last = 90 - (start + count) * step, 90 - start * step
+    ax.add_patch(Wedge((0.4, 0), radius, first, last, width=width, facecolor=hue, edgecolor="white"))
