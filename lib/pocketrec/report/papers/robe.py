@@ -294,14 +294,15 @@ def _signed(value: float, half: float = np.nan) -> str:
 def both_tests(evidence: Evidence) -> pd.DataFrame:
     """Return the verdict's block size by dataset and ratio: its loss with the interval over seeds and that over rows.
 
-    Columns: dataset, ratio, seeds, difference, over seeds (half of the interval), p over seeds (corrected for their
-    number), rows_difference, rows_low, rows_high, p over rows.
+    Columns: dataset, ratio_requested, seeds; difference, difference_ci (half of the interval) and p over seeds;
+    rows_difference, rows_low, rows_high and rows_p over rows. Both p are corrected for their number in a dataset.
     """
     table = evidence.gaps
     table = table[(table["method"] == ROBE) & (table["variant"] == evidence.block_size)]
     table = table[["dataset", "ratio_requested", "seeds", "difference", "difference_ci", "p"]]
     on = ["dataset", "ratio_requested"]
-    return table.merge(_over_rows(evidence), on=on, how="left").sort_values(on, ignore_index=True)
+    table = table.merge(_over_rows(evidence), on=on, how="left").sort_values(on, ignore_index=True)
+    return table.assign(rows_p=table.groupby("dataset")["rows_p"].transform(statistics.corrected).astype("float64"))
 
 
 def _over_rows(evidence: Evidence) -> pd.DataFrame:
