@@ -52,7 +52,7 @@ def timings(**more):
     return [row | more for row in rows]
 
 
-def tested(ratio=1000.0):
+def on_the_same_rows(ratio=1000.0):
     row = {"dataset": "planted", "method": "robe", "variant": "block_size=32", "ratio_requested": ratio, "seed": None}
     row |= {"difference": -0.004, "low": -0.005, "high": -0.003, "p": 0.001, "reason": "", "command": ""}
     return pd.DataFrame([row, row | {"seed": 0, "difference": 1.0}]).astype({"seed": "Int64"})
@@ -69,7 +69,7 @@ def evidence(folder, found=None, **measured):
 @pytest.fixture
 def whole(tmp_path):
     speed = pd.DataFrame([*timings(), *timings(ids="uniform"), *timings(table_bytes=10**6, ids="uniform")])
-    return evidence(tmp_path, speed=speed, same_rows=tested(), machine=pd.DataFrame([{"processor": "one"}]))
+    return evidence(tmp_path, speed=speed, same_rows=on_the_same_rows(), machine=pd.DataFrame([{"processor": "one"}]))
 
 
 def test_block_sizes_are_variants_and_the_most_seeds_carry_the_verdict(whole):

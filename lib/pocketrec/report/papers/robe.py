@@ -72,7 +72,8 @@ class Evidence:
 
         `within` is `yes` or `no` where the whole 95 % interval over seeds is, else `open`.
         """
-        table = statistics.differences(self.runs).astype({"difference": "float64", "difference_ci": "float64"})
+        table = statistics.differences(self.runs)
+        table = table.astype(dict.fromkeys(["ratio_requested", "difference", "difference_ci"], "float64"))
         achieved = self.runs.groupby(CELL)["ratio_achieved"].mean().to_dict()
         table["ratio_achieved"] = [achieved[cell] for cell in table[CELL].itertuples(index=False, name=None)]
         worst, best = table["difference"] - table["difference_ci"], table["difference"] + table["difference_ci"]
