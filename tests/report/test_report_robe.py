@@ -110,6 +110,24 @@ def test_gains_and_what_a_free_lookup_would_give(whole):
     assert (row["gain"], row["gain_over_bags"], row["free"]) == pytest.approx((1.25, 1.5, 10 / 6))
 
 
+@pytest.mark.parametrize(
+    ("auc", "verdict"), [(0.8040, claims.HOLDS), (0.8010, claims.FAILS), (0.8025, claims.UNTESTED)]
+)
+def test_on_criteo_tb_itself_the_target_is_judged(tmp_path, auc, verdict):
+    found = [run("robe", 1000, auc + NOISE[seed], seed, 32) | {"dataset": "criteo-tb"} for seed in range(5)]
+    found = robe.verdicts(evidence(tmp_path, found))
+    assert [verdict.claim for verdict in found] == [found[0].claim, found[-1].claim]
+    assert found[0].verdict == verdict and "5 seeds" in found[0].here
+
+
+def test_the_setting_is_that_of_the_records(tmp_path):
+    data = {"rows": {"train": 900_000}, "cardinalities": [10, 20]}
+    mlps = {"bottom_mlp": [64], "top_mlp": [128, 64], "train_rows": 400_000, "batch_size": 1024}
+    found = [record | {"data": data, "parameters": record["parameters"] | mlps} for record in runs()]
+    (row,) = evidence(tmp_path, found).setting.to_dict("records")
+    assert (row["training rows"], row["ids"], row["MLPs"], row["seeds"]) == (400_000, 30, "64 and 128-64", "up to 5")
+
+
 @pytest.mark.parametrize(("ms", "verdict"), [(8.0, claims.FAILS), (3.0, claims.HOLDS)])
 def test_throughput_is_compared_at_the_best_batch_of_each(tmp_path, ms, verdict):
     rows = [sample("model", 10.0, "full"), sample("model", ms, "robe", 32), sample("model", 20.0, robe.BAGS)]
@@ -140,6 +158,7 @@ def test_nothing_measured_is_said_with_its_command(tmp_path):
     table = robe.missing(found)
     assert set(table["command"]) == {f"pocketrec {word} paper_robe" for word in ("retry", "run", "measure")}
     assert [verdict.verdict for verdict in robe.verdicts(found)] == [claims.UNTESTED] * 3
+    assert found.setting.empty  # these records tell nothing of their data
     for picture in (robe.loss, robe.intervals, robe.throughput, robe.by_size, robe.parts, robe.roofline):
         (text,) = picture(found).axes[0].texts
         assert "No difference" in text.get_text() or "pocketrec measure paper_robe" in text.get_text()

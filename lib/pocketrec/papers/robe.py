@@ -128,8 +128,9 @@ def speed(plan: Plan, device: str = "cpu") -> pd.DataFrame:
     indices that are known, into memory that is there), `interaction`, `MLPs`, and what the machine can, `copy` and
     `product`; ms, bytes (read and written), flops, foreign (cores that others used) and core_to_core_ns.
     """
-    machine.steady_memory()
-    memory = machine.fill(machine.huge(torch.empty(plan.sizes[-1] // 4, device=device)))
+    memory = machine.huge(torch.empty(plan.sizes[-1] // 4, device=device))
+    machine.steady_memory()  # after it was asked for, so that it goes back to the system in the end
+    machine.fill(memory)
     limits = _machine(memory, plan.side)
     frames = []
     for shape, size in (bar := tqdm(list(product(SHAPES, plan.sizes)), "DLRM by size of its tables", unit="size")):
