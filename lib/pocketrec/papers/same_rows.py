@@ -14,7 +14,7 @@ seeds of a cell the shares are averaged, so that the chance of the seeds gets sm
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +24,12 @@ from scipy import stats
 from tqdm import tqdm
 
 from pocketrec import data
+from pocketrec.errors import UserError
 from pocketrec.report.columns import CELL
 from pocketrec.report.results import read_records, tidy
 
 TWO_SIDED = stats.norm.ppf(0.975)
+KEPT = 16  # runs whose shares stay in memory: those of a cell, and the references that the next ones have too
 TESTED = ["difference", "low", "high", "p", "positives", "negatives"]
 COLUMNS = [*CELL, "seed", "reference", "reference_ratio", *TESTED, "reason", "command"]
 RUN_AGAIN = "rm -r results/{suite}/runs/{method}/{dataset} && pocketrec run {suite}"
@@ -85,8 +87,12 @@ def same_rows(suite_dir: Path | str, pairs: Iterable[tuple[str, str]] | None = N
     records = {record["run"]: record for record in read_records(suite_dir)}
     runs = tidy(list(records.values())).query("status == 'done'").set_index("run")
     pairs = list(against_full(runs.reset_index()) if pairs is None else pairs)
-    labels = cache(lambda run: _labels(records[run]))
-    scored = cache(lambda run: shares(_predictions(suite_dir, records[run], len(labels(run))), labels(run)))
+
+    @lru_cache(KEPT)
+    def scored(run: str) -> Shares:
+        labels = _labels(records[run])
+        return shares(_predictions(suite_dir, records[run], len(labels)), labels)
+
     groups: dict[tuple, list[tuple[str, str]]] = {}
     for run, reference in pairs:
         cells = [tuple(runs.loc[name, CELL]) for name in (run, reference)]
@@ -163,7 +169,10 @@ def _predictions(suite_dir: Path, record: dict[str, Any], rows: int) -> np.ndarr
 
 def _labels(record: dict[str, Any]) -> np.ndarray:
     options = record["parameters"].get("dataset_options", {})
-    if data.digest(record["dataset"], options) != record["data"]["digest"]:
-        raise _Missing(record["run"], "the dataset is prepared in another way by now")
-    rows = data.load(record["dataset"], **options)
+    try:
+        if data.digest(record["dataset"], options) != record["data"]["digest"]:
+            raise _Missing(record["run"], "the dataset is prepared in another way by now")
+        rows = data.load(record["dataset"], **options)
+    except UserError as error:
+        raise _Missing(record["run"], f"the dataset cannot be had: {error}") from None
     return rows.labels[rows.split("test")] == 1
