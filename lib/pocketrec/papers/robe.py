@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from pocketrec import embeddings
 from pocketrec.embeddings.base import full_bytes, megabytes, undrawn
+from pocketrec.kernels import native
 from pocketrec.models import DLRM
 from pocketrec.papers.same_rows import same_rows, skipped
 from pocketrec.speed import dlrm, machine
@@ -129,7 +130,7 @@ def speed(plan: Plan, device: str = "cpu") -> pd.DataFrame:
     `product`; ms, bytes (read and written), flops, foreign (cores that others used) and core_to_core_ns.
     """
     memory = machine.huge(torch.empty(plan.sizes[-1] // 4, device=device))
-    machine.steady_memory()  # after it was asked for, so that it goes back to the system in the end
+    native.keep_memory()  # after it was asked for, so that it goes back to the system in the end
     machine.fill(memory)
     limits = _machine(memory, plan.side)
     frames = []
