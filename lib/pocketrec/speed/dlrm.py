@@ -7,7 +7,7 @@ above it is the embedding's share.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from pocketrec import embeddings, training
 from pocketrec.data import Batch, Dataset
 from pocketrec.embeddings.base import undrawn
+from pocketrec.embeddings.full import Full
 from pocketrec.models import DLRM
 from pocketrec.optim import in_place, optimizers
 from pocketrec.speed.bench import Options, drawn_ids, rounds
@@ -90,23 +91,27 @@ def bench(cardinalities: Sequence[int], options: Options, dim: int = 16) -> pd.D
     return pd.DataFrame(frames)
 
 
-def model(name: str, tables: Tables) -> DLRM:
-    """Build a DLRM around an embedding by its name here; every uncompressed one reads the same memory."""
+def model(name: str, tables: Tables, methods: Mapping[str, dict[str, Any]] = METHODS, **mlps: Sequence[int]) -> DLRM:
+    """Build a DLRM around an embedding by its name here; every uncompressed one reads the same memory.
+
+    `mlps` are the hidden widths of `DLRM`, its defaults otherwise.
+    """
     if name == FLOOR:
         embedding: nn.Module = _Nothing(tables.cardinalities, tables.dim)
     elif name == BAGS:
         embedding = _Bags(tables)
     else:
-        settings = dict(METHODS[name])
+        settings = dict(methods[name])
         with undrawn():
             embedding = embeddings.build(
                 settings.pop("name"), cardinalities=tables.cardinalities, dim=tables.dim, **settings
             )
-        for parameter in embedding.parameters():
-            fill(huge(parameter.data))
-        if name == "full":
-            embedding.table.weight.data = tables.weight.data
-    return DLRM(embedding, NUM_DENSE).to(tables.device)
+        if isinstance(embedding, Full):
+            embedding.table.weight = nn.Parameter(tables.weight.data)
+        else:
+            for parameter in embedding.parameters():
+                fill(huge(parameter.data))
+    return DLRM(embedding, NUM_DENSE, **mlps).to(tables.device)
 
 
 def _training(model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:
