@@ -17,7 +17,7 @@ FILTERS = $(if $(METHOD),--method $(METHOD)) $(if $(DATASET),--dataset $(DATASET
 EXECUTION = $(if $(JOBS),--jobs $(JOBS)) $(if $(EXECUTOR),--executor $(EXECUTOR))
 
 .DEFAULT_GOAL = help
-.PHONY: help all plan run retry measure status dashboards index compare bundle lab bench prepare test test-all lint clean setup
+.PHONY: help all plan run retry measure status dashboards index compare bundle lab bench prepare cluster-help test test-all lint clean setup
 
 help: ## show this help
 	@echo "make TARGET [SUITE=quick] [METHOD=] [DATASET=] [RATIO=] [SEED=] [JOBS=] [EXECUTOR=]"
@@ -64,6 +64,9 @@ bench: $(READY) ## time every family of lookups and its rivals: BENCH="--full --
 prepare: $(READY) ## prepare one dataset: DATASET=bookcrossing
 	@$(BIN)/pocketrec prepare $(DATASET)
 
+cluster-help: ## the few commands that start a cluster for EXECUTOR=ray, or use Slurm with EXECUTOR=submitit
+	@cat docs/cluster.md
+
 test: $(READY) ## the newcomer's tests, under ten minutes
 	@$(BIN)/python -m pytest -m "not slow"
 
@@ -90,6 +93,6 @@ build-environment:
 	  echo "setting up $(VENV) (once, a minute or two)"; \
 	  { [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { \
 	    echo "error: '$(PYTHON) -m venv' failed; on Debian: apt-get install python3-venv" >&2; exit 1; }; } && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev,gpu]" && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev,gpu,cluster]" && \
 	  touch $(READY); \
 	fi

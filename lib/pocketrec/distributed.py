@@ -112,6 +112,8 @@ def _check_torchrec(where: str, arguments: dict[str, Any]) -> None:
         raise UserError(f"{where}: TorchRec spreads the full table, and is not installed: {INSTALL}; or take nproc: 1")
     if arguments["table_optimizer"] not in ("adagrad", "sgd") or arguments["schedule"] != "constant":
         raise UserError(f"{where}: TorchRec updates the full table by adagrad or sgd at a constant learning rate")
+    if arguments["checkpoint"]:
+        raise UserError(f"{where}: a full table that TorchRec spreads has no checkpoints: take checkpoint_minutes: 0")
 
 
 def _run(job: _Job) -> None:
@@ -220,6 +222,12 @@ def size() -> int:
 def progress(**what: Any) -> tqdm:
     """Return a progress bar, which only the first process shows."""
     return tqdm(**what) if rank() == 0 else tqdm(**what, disable=True)
+
+
+def say(text: str) -> None:
+    """Show a line above the progress bar, once."""
+    if rank() == 0:
+        tqdm.write(text)
 
 
 def replicated(model: nn.Module, optims: list[torch.optim.Optimizer]) -> nn.Module:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,12 +19,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pocketrec import distributed, models
+from pocketrec.checkpoint import Checkpoint
 from pocketrec.data import Batch, Dataset
 from pocketrec.kernels import native
 from pocketrec.metrics import frequency_slices, scores
 from pocketrec.optim import in_place, optimizers
 
 EVALUATION_BATCH = 16384
+OUTSIDE = ("model", "dataset", "device", "checkpoint", "checkpoint_minutes")  # arguments that no checkpoint repeats
 
 
 class Diverged(Exception):
@@ -36,8 +40,10 @@ class History:
     curve: list[dict[str, float]] = field(default_factory=list)
     steps: int = 0
     samples: int = 0
-    seconds: float = 0.0  # of training alone, evaluations excluded
+    seconds: float = 0.0  # of training alone, evaluations and checkpoints excluded
+    waited: float = 0.0  # seconds of those in which the next batch was not there yet
     best_step: int = 0
+    resumed: int = 0  # times that it went on from a checkpoint
 
     def frame(self) -> pd.DataFrame:
         """Return the curve, one row an evaluation."""
@@ -50,8 +56,42 @@ class History:
             "samples": self.samples,
             "seconds": self.seconds,
             "samples_per_s": self.samples / self.seconds,
+            "waiting_share": self.waited / self.seconds,
             "best_step": self.best_step,
+            "resumed": self.resumed,
         }
+
+
+@dataclass
+class State:
+    """All that a training changes, and so all that it needs to go on."""
+
+    model: nn.Module
+    optims: list[torch.optim.Optimizer]
+    schedules: list[ReduceLROnPlateau]
+    history: History = field(default_factory=History)
+    losses: list[Tensor] = field(default_factory=list)  # of the steps since the last evaluation
+    best: dict[str, Tensor] | None = None  # the weights to keep so far
+
+    def content(self) -> dict[str, Any]:
+        """Return it as tensors and plain values, in memory that goes on changing."""
+        return {
+            "model": self.model.state_dict(),
+            "others": [part.state_dict() for part in (*self.optims, *self.schedules)],
+            "history": vars(self.history),
+            "losses": torch.stack(self.losses) if self.losses else None,
+            "best": self.best,
+        }
+
+    def restore(self, content: dict[str, Any], device: str) -> None:
+        """Take over what `content` has returned in another process."""
+        self.model.load_state_dict(content["model"])
+        for part, kept in zip((*self.optims, *self.schedules), content["others"], strict=True):
+            part.load_state_dict(kept)
+        self.history = History(**content["history"])
+        self.history.resumed += 1
+        self.losses = [] if content["losses"] is None else list(content["losses"].to(device))
+        self.best = content["best"]
 
 
 def fit(
@@ -73,6 +113,8 @@ def fit(
     schedule: str = "constant",
     target_auc: float = 0.0,
     device: str = "cpu",
+    checkpoint: str = "",
+    checkpoint_minutes: float = 0.0,
     nproc: int = 1,
 ) -> History:
     """Train in place on the training rows with binary cross-entropy; return the history.
@@ -89,13 +131,17 @@ def fit(
         evaluations: scorings of the validation rows, evenly spaced in every epoch.
         schedule: of the learning rates: `constant`, or `plateau`, a tenth after more than ten evaluations in a row
             that did not lower the validation log loss.
+        checkpoint: file to go on from, where there is one, with the same numbers as without the interruption.
+        checkpoint_minutes: how often to save to that file; 0 never.
         target_auc: end with the first evaluation whose validation AUC reaches it; 0 goes on to the end.
         nproc: processes that train together, see `distributed`; `batch_size` is that of all.
 
     Raises:
         Diverged: as soon as a loss that is read is not finite.
+        UserError: when the checkpoint cannot be read, or is that of another training.
     """
     arguments = dict(locals())
+    about = {name: value for name, value in arguments.items() if name not in OUTSIDE}
     if keep not in ("best", "last"):
         raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
     if precision not in ("float32", "bf16"):
@@ -123,38 +169,65 @@ def fit(
     )
     trained = distributed.replicated(model, optims)
     schedules = [ReduceLROnPlateau(optim) for optim in optims] if schedule == "plateau" else []
-    history, losses, best = History(), [], None
+    state = State(model, optims, schedules)
+    saved = Checkpoint(checkpoint, checkpoint_minutes, about | _identity(model, dataset) if checkpoint else {})
+    if content := saved.load():
+        state.restore(content, device)
+        distributed.say(f"going on from step {state.history.steps:,} of {total:,}, as {checkpoint} has it")
+    history = state.history
     model.train()
     start = time.perf_counter()
     native.keep_memory()
     lower = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
     training = in_place(model.embedding, optims[0]) if updates == "fused" else nullcontext()
-    with training, distributed.progress(total=total, unit="step", desc="training") as bar:
-        for epoch in range(math.ceil(epochs)):
+    with training, distributed.progress(total=total, initial=history.steps, unit="step", desc="training") as bar:
+        for epoch in range(history.steps // steps_per_epoch, math.ceil(epochs)):
             if _reached(history, target_auc):
                 break
-            order = seed * 1000 + epoch
-            for batch in dataset.batches("train", batch_size, seed=order, limit=train_rows or None, device=device):
+            rows = {"seed": seed * 1000 + epoch, "limit": train_rows or None, "device": device}
+            done = history.steps - epoch * steps_per_epoch
+            for batch in _waiting(dataset.batches("train", batch_size, skip=done, **rows), history):
                 part, weight = distributed.share(batch)
-                losses.append(train_step(trained, part, optims, lower, weight))
+                state.losses.append(train_step(trained, part, optims, lower, weight))
                 history.steps += 1
                 model.embedding.adapt(history.steps, total, optims[0])
                 history.samples += len(batch.labels)
                 bar.update()
-                if is_due(history.steps):
+                if is_due(history.steps) or saved.due:
                     history.seconds += time.perf_counter() - start
-                    best = _evaluate(model, dataset, history, losses, best, keep, device)
-                    for plateau in schedules:
-                        plateau.step(history.curve[-1]["validation_log_loss"])
-                    losses = []
+                    if is_due(history.steps):
+                        _evaluate(state, dataset, keep, device)
+                    if saved.due and history.steps < total:
+                        saved.save(state.content())
                     start = time.perf_counter()
                 if history.steps == total or _reached(history, target_auc):
                     break
-    if best is not None:
-        model.load_state_dict(best)
+    if state.best is not None:
+        model.load_state_dict(state.best)
     else:
         history.best_step = history.steps
     return history
+
+
+def _identity(model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+    """Return what tells a model and its data from others, as plain values."""
+    embedding = model.embedding
+    return {
+        "data": dataset.digest,
+        "model": {"name": model.name, **model.shape},
+        "embedding": {"name": embedding.name, "dim": embedding.dim, "seed": embedding.seed, **embedding.config},
+    }
+
+
+def _waiting(batches: Iterator[Batch], history: History) -> Iterator[Batch]:
+    """Pass batches on; add up the seconds that the loop waits for them."""
+    while True:
+        start = time.perf_counter()
+        batch = next(batches, None)
+        history.waited += time.perf_counter() - start
+        if batch is None:
+            return
+        yield batch
 
 
 def train_step(
@@ -183,20 +256,14 @@ def _reached(history: History, target_auc: float) -> bool:
     return bool(target_auc and history.curve) and history.curve[-1].get("validation_auc", 0) >= target_auc
 
 
-def _evaluate(
-    model: nn.Module,
-    dataset: Dataset,
-    history: History,
-    losses: list[Tensor],
-    best: dict[str, Tensor] | None,
-    keep: str,
-    device: str,
-) -> dict[str, Tensor] | None:
-    """Add a point to the curve; return the weights to keep so far."""
-    loss = distributed.mean(torch.stack(losses).mean()).item()
+def _evaluate(state: State, dataset: Dataset, keep: str, device: str) -> None:
+    """Add a point to the curve, take the weights if they are to be kept so far, and let the schedules know."""
+    history = state.history
+    loss = distributed.mean(torch.stack(state.losses).mean()).item()
     if not math.isfinite(loss):
         raise Diverged(f"the training loss is {loss} before step {history.steps}")
-    result = distributed.once(scores, *predict(model, dataset, "validation", device))
+    state.losses = []
+    result = distributed.once(scores, *predict(state.model, dataset, "validation", device))
     previous = [point["validation_auc"] for point in history.curve if "validation_auc" in point]
     point = {
         "step": history.steps,
@@ -206,10 +273,11 @@ def _evaluate(
     }
     point |= {f"validation_{name}": result[name] for name in ("auc", "log_loss") if name in result}
     history.curve.append(point)
-    if keep == "last" or ("auc" in result and previous and result["auc"] <= max(previous)):
-        return best
-    history.best_step = history.steps
-    return deepcopy(model.state_dict())
+    if keep == "best" and not ("auc" in result and previous and result["auc"] <= max(previous)):
+        history.best_step = history.steps
+        state.best = deepcopy(state.model.state_dict())
+    for plateau in state.schedules:
+        plateau.step(point["validation_log_loss"])
 
 
 @torch.inference_mode()

@@ -1,4 +1,7 @@
+import threading
 import time
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +67,88 @@ def test_limit_takes_the_first_rows(dataset, limit, seed):
     assert sum(len(batch.labels) for batch in batches) == rows
     if rows:
         assert set(joined(batches)[0][:, 0]) == set(dataset.dense[:rows, 0])
+
+
+class Watched:
+    """An array that remembers which rows were read of it, and may fail."""
+
+    def __init__(self, array, fails_after=10**9):
+        self.array, self.fails_after, self.read = array, fails_after, []
+
+    def __getitem__(self, rows):
+        self.read += range(rows.start, rows.stop)
+        if len(self.read) > self.fails_after:
+            raise OSError("the disk has gone")
+        return self.array[rows]
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize(("batch_size", "skip"), [(100, 1), (512, 8), (512, 31), (5000, 2), (5000, 5), (512, 99)])
+def test_goes_on_in_the_middle(dataset, batch_size, skip, seed):
+    watched = replace(dataset, labels=Watched(dataset.labels))
+    whole = list(dataset.batches("train", batch_size, seed=seed))
+    rest = list(watched.batches("train", batch_size, seed=seed, skip=skip))
+    assert len(rest) == max(0, len(whole) - skip)
+    for batch, expected in zip(rest, whole[skip:], strict=True):
+        assert all(torch.equal(tensor, other) for tensor, other in zip(batch, expected, strict=True))
+    left, window = sum(len(batch.labels) for batch in rest), max(prepared.BUFFER, batch_size)
+    assert len(watched.labels.read) <= (left + window if left else 0)
+
+
+def test_every_row_of_the_disk_is_read_once_an_epoch(dataset):
+    watched = replace(dataset, labels=Watched(dataset.labels))
+    list(watched.batches("train", 512, seed=0))
+    rows = dataset.split("train")
+    assert sorted(watched.labels.read) == list(range(rows.start, rows.stop))
+
+
+def test_memory_does_not_grow_with_the_dataset(dataset):
+    row = dataset.dense.itemsize * dataset.num_dense + dataset.ids.itemsize * dataset.ids.shape[1] + 1
+    tracemalloc.start()
+    try:
+        for _ in dataset.batches("train", 64, seed=0):
+            pass
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    window = prepared.BUFFER * (row + 8)  # with the order of its rows
+    assert window < peak < 3.5 * window < dataset.rows("train") * row
+
+
+def test_what_comes_next_is_made_while_the_caller_works():
+    made = []
+    items = prepared.ahead((made.append(number) or number for number in range(9)), 2)
+    assert next(items) == 0
+    deadline = time.monotonic() + 30
+    while len(made) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert made == [0, 1, 2]
+    assert list(items) == list(range(1, 9))
+
+
+def test_the_threads_end_with_the_caller(dataset):
+    def readers():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+    batches = dataset.batches("train", 64, seed=0)
+    next(batches)
+    assert len(readers()) == 2
+    batches.close()
+    assert not readers()
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_what_fails_in_a_thread_is_raised_to_the_caller(dataset, seed):
+    watched = replace(dataset, labels=Watched(dataset.labels, fails_after=8192))
+    with pytest.raises(OSError, match="the disk has gone"):
+        list(watched.batches("train", 512, seed=seed))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_batches_for_a_gpu_are_the_same(dataset):
+    there, here = (dataset.batches("train", 512, seed=1, device=device) for device in ("cuda", "cpu"))
+    for batch, expected in zip(there, here, strict=True):
+        assert all(t.is_cuda and torch.equal(t.cpu(), e) for t, e in zip(batch, expected, strict=True))
 
 
 def test_describe(dataset):

@@ -125,6 +125,12 @@ def test_the_whole_model_has_a_floor():
     assert set(frame.work) == {"training step", "request"} and (frame.ms > 0).all()
 
 
+def test_what_reading_costs_is_a_share_of_an_epoch(tiny):
+    found = dlrm.reading(tiny, rows=2000, batch=64)
+    assert found["reading_steps"] == 32 and found["reading_step_ms"] > 0
+    assert 0 < found["reading_waiting_share"] < 1 and found["reading_share"] < 1
+
+
 def test_options_are_checked():
     with pytest.raises(UserError, match="robe"):
         running.options(False, "rob", None, None, None, device="cpu", rivals=None)

@@ -23,6 +23,8 @@ knobs: dict = {}
 dataset_options: dict = {}
 threads: int = 1
 device: str = "cpu"
+checkpoint_minutes: float = 0.0
+checkpoint: str = ""
 run_dir: str = ""
 """
 
@@ -52,6 +54,11 @@ if act == "nan": publish(run_dir, metrics={"test": {"auc": float("nan")}})
 if act == "rawnan": Path("metrics.json").write_text('{"metrics": {"test": {"auc": NaN}}}')
 if act == "disk": raise OSError(28, "No space left on device")
 if act == "big": Path("big.bin").write_bytes(bytes(20_000_000))
+if act == "save":
+    before = Path(checkpoint).exists()
+    Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    Path(checkpoint).write_text("state")
+    if not before: os.kill(os.getpid(), 9)
 if act == "raise": raise ValueError("first line\\nsecond line")
 """
 

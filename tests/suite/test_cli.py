@@ -30,7 +30,7 @@ def test_a_users_error_is_one_sentence(root):
     for arguments, message in {
         ("run", "tow"): "no suite 'tow'; did you mean 'two'?",
         ("run", "two", "--method", "rob"): "unknown method 'rob'; did you mean 'robe'?",
-        ("run", "two", "--executor", "ray"): "--executor ray is not available; available: local",
+        ("run", "two", "--executor", "rya"): "--executor: unknown executor 'rya'; did you mean 'ray'?",
     }.items():
         code, out, err = root.call(*arguments)
         assert (code, out) == (2, ""), err

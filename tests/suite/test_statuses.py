@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from pocketrec.suite import execute, runner
+from pocketrec.suite import execute, job
 from pocketrec.suite.spec import Limits
 
 ACTS = {
@@ -143,7 +143,7 @@ def test_the_systems_own_kills_are_told_apart(tmp_path, outcome, code, oom_kille
     (tmp_path / "log.txt").touch()
     if outcome:
         (tmp_path / "outcome.json").write_text(json.dumps(outcome))
-    assert runner._outcome(tmp_path, None, code, Limits(), oom_killed)["status"] == status
+    assert job._outcome(tmp_path, None, code, Limits(), oom_killed)["status"] == status
 
 
 @pytest.mark.parametrize(("failures", "started", "calls"), [(2, 0, 3), (3, 0, 3), (2, 1, 1)])

@@ -1,11 +1,13 @@
 """A prepared folder as memory-mapped arrays, and batches of it."""
 
 import json
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,8 @@ BLOCK = 2**12  # rows read together
 BUFFER = 2**20  # rows shuffled together
 SCAN = 2**18  # rows looked at together where all are read
 
+Item = TypeVar("Item")
+
 
 class Batch(NamedTuple):
     """dense float32 [B, D], ids int32 or int64 [B, F], labels float32 [B]."""
@@ -22,6 +26,13 @@ class Batch(NamedTuple):
     dense: torch.Tensor
     ids: torch.Tensor
     labels: torch.Tensor
+
+
+class Window(NamedTuple):
+    """Arrays of rows that are shuffled together, and the order in which they are to be taken."""
+
+    arrays: list[np.ndarray]
+    order: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -132,43 +143,75 @@ class Dataset:
         *,
         seed: int | None = None,
         limit: int | None = None,
+        skip: int = 0,
         device: str = "cpu",
     ) -> Iterator[Batch]:
         """Yield every row of a split once; only the last batch may be smaller than `batch_size`.
 
         Without a seed rows come in order. With one, blocks of a few thousand neighbouring rows are drawn at
-        random into a buffer of about a million rows, which is then permuted: memory stays bounded, and the
-        same seed gives the same order. `limit` takes only the first rows of the split.
+        random into windows of about a million rows, which are then permuted: the same seed gives the same order,
+        and memory holds two windows (330 MB in Criteo's shape) and a few batches, whatever the size of the dataset.
+        What comes next is read in threads while the caller works; for a GPU it is pinned, and copied without waiting.
+
+        Args:
+            limit: take only the first rows of the split.
+            skip: leave out that many batches, without reading them: to go on in the middle.
         """
         rows = self.split(split)
         stop = rows.stop if limit is None else min(rows.stop, rows.start + limit)
-        buffers = self._ordered(rows.start, stop, batch_size)
-        if seed is not None:
-            buffers = self._shuffled(rows.start, stop, batch_size, np.random.default_rng(seed))
-        for dense, ids, labels in buffers:
-            arrays = dense, ids, labels.astype(np.float32)
-            yield Batch(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
+        if seed is None:
+            arrays = self._ordered(rows.start + skip * batch_size, stop, batch_size)
+        else:
+            windows = self._windows(rows.start, stop, batch_size, np.random.default_rng(seed), skip * batch_size)
+            arrays = _permuted(windows, batch_size)
+        yield from ahead((_batch(device, *found) for found in arrays), 2)
 
     def _ordered(self, start: int, stop: int, batch_size: int) -> Iterator[list[np.ndarray]]:
         for first in range(start, stop, batch_size):
             rows = slice(first, min(first + batch_size, stop))
             yield [np.array(array[rows]) for array in (self.dense, self.ids, self.labels)]
 
-    def _shuffled(
-        self, start: int, stop: int, batch_size: int, generator: np.random.Generator
-    ) -> Iterator[list[np.ndarray]]:
+    def _windows(
+        self, start: int, stop: int, batch_size: int, generator: np.random.Generator, skip: int
+    ) -> Iterator[Window]:
+        """Read blocks drawn at random, many together; the first `skip` rows of the whole order are left out."""
         block = batch_size * -(-BLOCK // batch_size)
         starts = np.arange(start, stop, block)
         generator.shuffle(starts[: (stop - start) // block])  # a smaller block at the end stays there
         together = max(1, BUFFER // block)
         for first in range(0, len(starts), together):
             blocks = [slice(s, min(s + block, stop)) for s in starts[first : first + together]]
-            arrays = self.dense, self.ids, self.labels
-            buffer = [np.concatenate([array[rows] for rows in blocks]) for array in arrays]
-            order = generator.permutation(len(buffer[0]))
-            for begin in range(0, len(order), batch_size):
-                rows = order[begin : begin + batch_size]
-                yield [array.take(rows, axis=0) for array in buffer]
+            order = generator.permutation(sum(rows.stop - rows.start for rows in blocks))
+            order, skip = order[skip:], max(0, skip - len(order))
+            if len(order):
+                arrays = self.dense, self.ids, self.labels
+                yield Window([np.concatenate([array[rows] for rows in blocks]) for array in arrays], order)
+
+
+def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
+    """Yield items, none of them None, while a thread makes the `count` that come next."""
+    with ThreadPoolExecutor(1, "reader") as thread:
+        try:
+            coming = deque(thread.submit(next, items, None) for _ in range(count))
+            while (item := coming.popleft().result()) is not None:
+                coming.append(thread.submit(next, items, None))
+                yield item
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+def _permuted(windows: Iterator[Window], batch_size: int) -> Iterator[list[np.ndarray]]:
+    for arrays, order in ahead(windows, 1):
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            yield [array.take(rows, axis=0) for array in arrays]
+
+
+def _batch(device: str, dense: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> Batch:
+    tensors = [torch.from_numpy(array) for array in (dense, ids, labels.astype(np.float32))]
+    if torch.device(device).type == "cuda":
+        tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+    return Batch(*tensors)
 
 
 def _top_share(counts: np.ndarray, ids: int) -> float:

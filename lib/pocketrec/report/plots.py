@@ -308,17 +308,19 @@ def _log_axis(ax: Axes, values: pd.Series, text: Callable[[float], str], left: f
 
 
 def _spread(ax: Axes, heights: list[float], gap: float = 0.055) -> list[float]:
-    """Move labels apart until neighbours are `gap` of the axis apart; return heights in order of input."""
-    low, high = ax.get_ylim()
+    """Move labels apart until neighbours are `gap` of the axis apart, on any scale; return heights in their order."""
+    left, _ = ax.get_xlim()
+    ax.get_ylim()  # what is drawn settles the limits, and these the scale
+    seen = ax.transData - ax.transAxes
     order = sorted(range(len(heights)), key=heights.__getitem__)
-    placed = [(height - low) / (high - low) for height in heights]
+    placed = [seen.transform((left, height))[1] for height in heights]
     for _ in range(50):
         for below, above in pairwise(order):
             overlap = gap - (placed[above] - placed[below])
             if overlap > 1e-9:
                 placed[below] -= overlap / 2
                 placed[above] += overlap / 2
-    return [low + height * (high - low) for height in placed]
+    return [seen.inverted().transform((0, height))[1] for height in placed]
 
 
 def _label_right(ax: Axes, ends: list[tuple[float, str, str]]) -> None:

@@ -14,7 +14,7 @@ from pocketrec.files import atomic
 from pocketrec.report.columns import CELL, DTYPES, METRICS, STATUSES
 
 SCHEMA = 1
-_AXES = {"method", "dataset", "ratio", "seed", "run_dir"}
+_AXES = {"method", "dataset", "ratio", "seed", "run_dir", "checkpoint_minutes"}  # or without effect
 
 
 def load_results(path: str | Path) -> pd.DataFrame:

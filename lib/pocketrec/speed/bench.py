@@ -200,9 +200,11 @@ def _call(lookup: Lookup, prepared: Sequence[Any], gradient: Tensor, work: str) 
     return lambda: lookup.step(next(turn), gradient)
 
 
-def drawn_ids(cardinalities: Sequence[int], batch: int, ids: str, device: str) -> list[Tensor]:
-    """Return different batches of ids [batch, features], enough of them that no cache keeps the rows of all."""
-    count = max(4, min(ROTATED_BATCHES, MOST_LOOKUPS // batch))
+def drawn_ids(
+    cardinalities: Sequence[int], batch: int, ids: str, device: str, count: int | None = None
+) -> list[Tensor]:
+    """Return different batches of ids [batch, features]; by default so many that no cache keeps the rows of all."""
+    count = count or max(4, min(ROTATED_BATCHES, MOST_LOOKUPS // batch))
     if ids == "zipf":
         drawn = zipf_ids(cardinalities, count * batch)
     else:

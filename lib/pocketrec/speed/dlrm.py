@@ -7,8 +7,8 @@ above it is the embedding's share.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from itertools import cycle
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import pandas as pd
@@ -16,17 +16,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pocketrec import embeddings
+from pocketrec import embeddings, training
 from pocketrec.data import Batch, Dataset
 from pocketrec.embeddings.base import undrawn
+from pocketrec.embeddings.full import Full
 from pocketrec.models import DLRM
 from pocketrec.optim import in_place, optimizers
 from pocketrec.speed.bench import Options, drawn_ids, rounds
 from pocketrec.speed.contestants import Tables
 from pocketrec.speed.machine import fill, huge
-from pocketrec.training import train_step
 
 NUM_DENSE, BATCH, LR = 13, 2048, 0.01
+HELD = 64  # batches in memory: more than a cache takes
 FLOOR, BAGS = "MLPs only", "26 x nn.EmbeddingBag"
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
@@ -90,23 +91,27 @@ def bench(cardinalities: Sequence[int], options: Options, dim: int = 16) -> pd.D
     return pd.DataFrame(frames)
 
 
-def model(name: str, tables: Tables) -> DLRM:
-    """Build a DLRM around an embedding by its name here; every uncompressed one reads the same memory."""
+def model(name: str, tables: Tables, methods: Mapping[str, dict[str, Any]] = METHODS, **mlps: Sequence[int]) -> DLRM:
+    """Build a DLRM around an embedding by its name here; every uncompressed one reads the same memory.
+
+    `mlps` are the hidden widths of `DLRM`, its defaults otherwise.
+    """
     if name == FLOOR:
         embedding: nn.Module = _Nothing(tables.cardinalities, tables.dim)
     elif name == BAGS:
         embedding = _Bags(tables)
     else:
-        settings = dict(METHODS[name])
+        settings = dict(methods[name])
         with undrawn():
             embedding = embeddings.build(
                 settings.pop("name"), cardinalities=tables.cardinalities, dim=tables.dim, **settings
             )
-        for parameter in embedding.parameters():
-            fill(huge(parameter.data))
-        if name == "full":
-            embedding.table.weight.data = tables.weight.data
-    return DLRM(embedding, NUM_DENSE).to(tables.device)
+        if isinstance(embedding, Full):
+            embedding.table.weight = nn.Parameter(tables.weight.data)
+        else:
+            for parameter in embedding.parameters():
+                fill(huge(parameter.data))
+    return DLRM(embedding, NUM_DENSE, **mlps).to(tables.device)
 
 
 def _training(model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:
@@ -117,7 +122,7 @@ def _training(model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:
     turn = cycle(Batch(dense, ids, labels) for ids in batches)
 
     def step() -> None:
-        train_step(model, next(turn), optims)
+        training.train_step(model, next(turn), optims)
 
     def in_place_step() -> None:
         with in_place(model.embedding, optims[0]):
@@ -151,8 +156,34 @@ def profile(cardinalities: Sequence[int], name: str = "robe", steps: int = 20, d
     return table.assign(share=table.ms / table.ms.sum())
 
 
-def loading(dataset: Dataset, batch: int = BATCH, batches: int = 100) -> float:
-    """Return the milliseconds that a shuffled training batch takes to read from its memory map, shuffling included."""
-    start = time.perf_counter()
-    taken = sum(1 for _ in dataset.batches("train", batch, seed=0, limit=batches * batch))
-    return (time.perf_counter() - start) * 1e3 / taken
+def reading(dataset: Dataset, rows: int = 0, batch: int = BATCH, dim: int = 16) -> dict[str, float]:
+    """Train the DLRM of Criteo-Kaggle, ROBE at 1,000 times, for an epoch of a dataset, and say what reading costs.
+
+    Args:
+        rows: only so many of the training rows; 0 takes all.
+
+    Returns:
+        reading_steps: how many steps were taken;
+        reading_step_ms: what one takes, its batch read and shuffled meanwhile;
+        reading_waiting_share: the share of the epoch in which the next batch was not there yet;
+        reading_share: the share that was saved when batches lay in memory, so that no thread needed a processor.
+    """
+    embedding = embeddings.build("robe", cardinalities=dataset.cardinalities, dim=dim, ratio=1000, block_size=16)
+    network = DLRM(embedding, dataset.num_dense)
+    history = training.fit(network, dataset, batch_size=batch, train_rows=rows, evaluations=1, keep="last")
+    steps, share = history.steps, history.waited / history.seconds
+    held = list(dataset.batches("train", batch, seed=0, limit=HELD * batch))
+    optims = optimizers(network, table_optimizer="adagrad", table_lr=0.05, dense_lr=1e-3)
+    with in_place(network.embedding, optims[0]):
+        for kept in held:
+            training.train_step(network, kept, optims)
+        start = time.perf_counter()
+        for kept in islice(cycle(held), steps):
+            training.train_step(network, kept, optims)
+        seconds = time.perf_counter() - start
+    return {
+        "reading_steps": steps,
+        "reading_step_ms": history.seconds * 1e3 / steps,
+        "reading_waiting_share": share,
+        "reading_share": 1 - seconds / history.seconds,
+    }

@@ -69,9 +69,10 @@ def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bo
             dlrm.bench(cardinalities, options).to_parquet(file)
         with atomic(folder / "profile.csv", "w") as file:
             dlrm.profile(cardinalities).to_csv(file, index=False)
-        found["loading_ms"] = dlrm.loading(data.load("planted"))
+        found |= dlrm.reading(data.load("planted"))
     elif (folder / "machine.json").exists() and add:
-        found |= {k: v for k, v in json.loads((folder / "machine.json").read_text()).items() if k == "loading_ms"}
+        before = json.loads((folder / "machine.json").read_text())
+        found |= {name: value for name, value in before.items() if name.startswith("reading_")}
     write_json(folder / "machine.json", found)
 
 

@@ -9,8 +9,6 @@ from typer.core import TyperGroup
 
 from pocketrec.errors import UserError
 
-EXECUTORS = ("local",)
-
 
 class _Commands(TyperGroup):
     """Commands in the order they are used; a user's error is one sentence and exit code 2."""
@@ -50,7 +48,7 @@ Dataset = Annotated[str | None, typer.Option(help="Only these datasets.")]
 Ratio = Annotated[str | None, typer.Option(help="Only these compression ratios.")]
 Seed = Annotated[str | None, typer.Option(help="Only these seeds.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Runs at a time; the suite's, or what fills the cores.")]
-Executor = Annotated[str, typer.Option(help="Where runs are executed.")]
+Executor = Annotated[str, typer.Option(help="Where runs are executed: local, ray, submitit.")]
 
 
 @app.command("all", rich_help_panel=SUITES)
@@ -88,10 +86,11 @@ def plan(
     jobs: Jobs = None,
 ) -> None:
     """List a suite's runs with state and estimated time."""
-    from pocketrec.suite import display, runner
+    from pocketrec.suite import display
+    from pocketrec.suite.executors import local
 
     loaded, runs = _plan(suite, _filters(method, dataset, ratio, seed))
-    display.show_plan(_console(), loaded.title, runs, jobs or runner.default_jobs(loaded, runs))
+    display.show_plan(_console(), loaded.title, runs, jobs or local.default_jobs(loaded, runs))
 
 
 @app.command(rich_help_panel=SUITES)
@@ -374,10 +373,9 @@ def _plan(name: str, filters: dict[str, str | None]) -> tuple[Any, list[Any]]:
 
 
 def _execute(name: str, filters: dict[str, str | None], jobs: int | None, executor: str, *, retry: bool) -> int:
-    if executor not in EXECUTORS:
-        raise UserError(f"--executor {executor} is not available; available: {', '.join(EXECUTORS)}")
-    from pocketrec.suite import display, record, runner
+    from pocketrec.suite import display, executors, record, runner, spec
 
+    where = executors.find(executor)(spec.load(name))
     console, done, worst = _console(), 0, 0
     for stage in (("search",), ("quality", "timed")):  # the runs that a search serves depend on what it finds
         suite, runs = _plan(name, filters)
@@ -388,8 +386,7 @@ def _execute(name: str, filters: dict[str, str | None], jobs: int | None, execut
         if not pending:
             continue
         with display.Display(console, pending) as shown:
-            jobs = jobs or runner.default_jobs(suite, runs)
-            code = runner.execute(suite, pending, jobs=jobs, listener=shown)
+            code = runner.execute(pending, where, jobs=jobs, listener=shown)
         shown.links()
         done, worst = done + len(pending), max(worst, code)
         if code == runner.INTERRUPTED:

@@ -31,7 +31,9 @@ SHARED_CODE = (
     "optim.py",
     "metrics.py",
 )
+OF_THE_RUNNER = ("run_dir", "checkpoint")  # parameters that it sets
 TIMED_CODE = ("measure.py",)
+WITHOUT_EFFECT = ("checkpoint_minutes",)  # parameters that change no number, and so no key
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Run:
         name: path under the suite's `runs`, like `robe/planted/r100-s0`.
         kind: "quality"; "search" for one that only helps to choose a parameter and leaves the test rows alone;
             "timed" for the latency of a quality run's saved form.
-        parameters: all parameters of the notebook, resolved, without `run_dir`.
+        parameters: all parameters of the notebook, resolved, without those that the runner sets.
         identity: method, dataset, ratio and (quality runs) seed, as they stand in the record.
         key: same key, same result.
         data: name and digest of the dataset.
@@ -75,6 +77,18 @@ class Run:
     def folder(self) -> Path:
         """Where its results lie."""
         return paths.RESULTS / self.suite / "runs" / self.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where an unfinished run keeps the state of its training, for when it is run again; of any key."""
+        return paths.RESULTS / self.suite / ".checkpoints" / self.name.replace("/", "--")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What its notebook is given: the parameters, and those that the runner sets."""
+        checkpoint = str(self.checkpoints / f"{self.key}.safetensors")
+        saves = {"checkpoint": checkpoint} if self.parameters.get("checkpoint_minutes") else {}
+        return {**self.parameters, **saves, "run_dir": "."}
 
     @property
     def lock(self) -> Path:
@@ -210,7 +224,8 @@ def _quality(
     layers = {**defaults, **facts.recipes[dataset], **suite.fixed, **chosen, **cell, **(extra or {})}
     knobs = suite.knobs[method] | {_knob(axis): value for axis, value in cell.items() if "." in axis}
     layers |= {"knobs": knobs, "dataset_options": suite.options[dataset]}
-    parameters = {name: layers[name] for name in defaults if name != "run_dir"}
+    parameters = {name: layers[name] for name in defaults if name not in OF_THE_RUNNER}
+    telling = {name: value for name, value in parameters.items() if name not in WITHOUT_EFFECT}
     digest = facts.digests.get(dataset)
     return {
         "name": _name(parameters, cell, f"s{parameters.get('seed', 0)}"),
@@ -218,7 +233,7 @@ def _quality(
         "template": suite.notebook,
         "parameters": parameters,
         "identity": {axis: parameters[axis] for axis in AXES if axis in parameters},
-        "key": _hash(parameters, suite.notebook.code, facts.code[method], digest),
+        "key": _hash(telling, suite.notebook.code, facts.code[method], digest),
         "data": {"name": dataset, **({"digest": digest} if digest else {})},
         "options": suite.options[dataset],
         "problem": facts.problems.get(dataset, ""),
@@ -238,7 +253,7 @@ def _timed(suite: Suite, quality: list[dict[str, Any]]) -> Iterator[dict[str, An
             continue
         seen.append(configuration)
         given = {**defaults, **suite.fixed, **configuration, "source": f"../{Path(run['name']).name}"}
-        parameters = {name: given[name] for name in defaults if name != "run_dir"}
+        parameters = {name: given[name] for name in defaults if name not in OF_THE_RUNNER}
         yield run | {
             "name": _name(run["parameters"], configuration, "latency"),
             "kind": "timed",

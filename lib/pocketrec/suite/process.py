@@ -105,13 +105,16 @@ def watch(worker: Worker, *, seconds: float, memory_bytes: float, stopped: Calla
     deadline = time.monotonic() + seconds
     known: set[psutil.Process] = set()
     verdict = None
-    while verdict is None:
-        with suppress(subprocess.TimeoutExpired):
-            worker.wait(POLL_SECONDS)
-            break
-        alive = family(worker.pid)
-        known.update(alive)
-        verdict = _verdict(alive, deadline, memory_bytes, stopped)
+    try:
+        while verdict is None:
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(POLL_SECONDS)
+                break
+            alive = family(worker.pid)
+            known.update(alive)
+            verdict = _verdict(alive, deadline, memory_bytes, stopped)
+    except KeyboardInterrupt:  # how a cluster ends what runs in a main thread
+        verdict = "interrupted"
     kill([*known, *family(worker.pid)])
     worker.wait()
     return verdict

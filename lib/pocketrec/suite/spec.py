@@ -24,9 +24,11 @@ RESERVED = {
     "dataset_options": "set it under the suite's key `options`",
     "source": "the runner sets it",
     "run_dir": "the runner sets it",
+    "checkpoint": "the runner sets it where `checkpoint_minutes` is above 0",
     "score_test": "only runs of a `search` leave the test rows alone",
 }
 POSITIVE = ("dim", "batch_size", "epochs", "evaluations", "table_lr", "dense_lr", "threads", "nproc", "repeats")
+NOT_NEGATIVE = {"train_rows": "all", "checkpoint_minutes": "never"}
 CHOICES = {
     "quantize": ("none", "int8", "int4"),
     "keep": ("best", "last"),
@@ -220,8 +222,8 @@ def checked(where: object, name: str, value: Any, default: Any) -> Any:
     value = typed(where, name, value, default)
     if name in POSITIVE and value <= 0:
         raise UserError(f"{where}: `{name}` must be above 0, got {value!r}")
-    if name == "train_rows" and value < 0:
-        raise UserError(f"{where}: `train_rows` must be 0 (all) or more, got {value}")
+    if name in NOT_NEGATIVE and value < 0:
+        raise UserError(f"{where}: `{name}` must be 0 ({NOT_NEGATIVE[name]}) or more, got {value}")
     if name in CHOICES and value not in CHOICES[name]:
         raise unknown(name, value, CHOICES[name], where)
     return value
