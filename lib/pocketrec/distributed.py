@@ -387,6 +387,12 @@ class Sharded(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embed ids [batch, features] -> [batch, features, dim]; every process must call it as often as the others."""
+        if torch.is_inference_mode_enabled():  # in which FBGEMM's lookup is not there on a CPU
+            with torch.inference_mode(False), torch.no_grad():
+                return self._read(ids.clone())
+        return self._read(ids)
+
+    def _read(self, ids: Tensor) -> Tensor:
         from torchrec import KeyedJaggedTensor
 
         most = torch.tensor([len(ids)], device=ids.device)
