@@ -1,0 +1,1 @@
+"""Tables, pictures and verdicts of one paper each, from the records and measurements of its suite."""
