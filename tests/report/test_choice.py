@@ -86,7 +86,7 @@ def test_the_recommendation_follows_the_records(runs):
     assert books.startswith("bookcrossing, wide: take robe at 10×") and "cafe cannot be told from it" in books
     assert slow.startswith("planted, timed: take hashing") and "0.500 ms" in slow
     assert "not timed" in planted
-    assert over.startswith("Over all: robe or cafe, best or tied with the best on 2 of 3 sets")
+    assert over.startswith("Over all: robe or cafe, best or tied with the best on 2 of 2 datasets")
     assert "nothing that ran fits" in choice.recommendation(runs, 1e-6, 1.0)
 
 

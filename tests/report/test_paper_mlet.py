@@ -121,6 +121,10 @@ def test_what_is_missing_is_said_with_a_command(runs):
 def test_the_cost_is_paired_by_round():
     table = mlet.cost(times(0.25)).query("k == 64")
     assert np.allclose(table[["cost", "low", "high"]], 0.25)
+    moody = times(0.25)
+    moody.loc[moody["k"] == 64, "ms"] *= 1 + 0.01 * moody["round"]
+    table = mlet.cost(moody).query("k == 64")
+    assert np.allclose(table[["low", "cost", "high"]], np.array([1.01, 1.02, 1.03]) * 1.25 - 1)
     assert np.allclose(table["tables"], 0.3)
 
 
@@ -134,7 +138,7 @@ def test_no_loss_against_the_best_plain_table(runs):
     found = mlet.without_loss(runs).query("k == 64").set_index("dataset")
     assert found.loc["planted", ["plain_d", "d"]].tolist() == [64, 16]
     assert found.loc["movielens-1m", "d"] is pd.NA
-    assert "4 times fewer bytes served, while training keeps 1 times its bytes" in mlet.advice(runs)
+    assert "4 times fewer bytes served, while training keeps 1 times the bytes" in mlet.advice(runs)
 
 
 @pytest.mark.parametrize("part", ["all", "one dataset", "plain only", "one seed", "nothing"])

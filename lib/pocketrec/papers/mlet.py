@@ -121,7 +121,7 @@ def _samples(dataset: Dataset, parameters: dict[str, Any], d: int, small: bool) 
     batches = [batch for batch in taken if len(batch.labels) == size]
     hidden = [k for k in (HIDDEN[:1] if small else HIDDEN) if k >= d]
     calls = {(k, work): call for k in (0, *hidden) for work, call in _calls(dataset, parameters, d, k, batches)}
-    options = Options(rounds=1, patience=0) if small else Options()
+    options = Options(rounds=1, patience=0) if small else Options(rounds=30)
     for number, found in enumerate(rounds(calls, options)):
         about = {"round": number, "foreign": found.foreign, "core_to_core_ns": found.core_to_core_ns}
         for (k, work), ms in found.ms.items():

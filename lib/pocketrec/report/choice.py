@@ -114,18 +114,32 @@ def shown(listed: pd.DataFrame) -> pd.DataFrame:
 
 
 def overall(runs: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a method over all sets: where it ran, fits and is best or tied, and its mean rank; the first leads.
+    """Return a row a method over all datasets: on how many it ran, fits, is best or tied with the best; the first leads.
 
-    `rank` is the mean over the sets in which it fits of (rank - 1) / (methods - 1): 0 is always first, 1 always last.
+    A dataset counts once, in the suite that ran most methods on it. `rank` is the mean over the datasets where the
+    method fits of (rank - 1) / (methods - 1): 0 is always first, 1 always last.
     """
-    scaled = (listed["rank"] - 1) / (listed["of"] - 1).clip(lower=1)
-    groups = listed.assign(scaled=scaled, tied=listed["tied"].fillna(False).astype(bool)).groupby("method")
-    table = groups.agg(fits=("dataset", "nunique"), best_or_tied=("tied", "sum"), rank=("scaled", "mean"))
-    ran = runs.groupby("method")["dataset"].nunique().rename("ran")
-    table = table.join(ran, how="outer").fillna({"fits": 0, "best_or_tied": 0})
-    table = table.assign(sets=runs["dataset"].nunique()).astype({"fits": int, "best_or_tied": int, "ran": int})
+    sets = widest(runs)
+    listed, ran = listed[listed["dataset"].isin(sets)], runs[runs["dataset"].isin(sets)]
+    listed = listed.assign(
+        tied=listed["tied"].fillna(False).astype(bool), rank=(listed["rank"] - 1) / (listed["of"] - 1).clip(lower=1)
+    )
+    columns = {"fits": ("dataset", "nunique"), "best_or_tied": ("tied", "sum"), "rank": ("rank", "mean")}
+    table = (
+        listed.groupby("method")
+        .agg(**columns)
+        .join(ran.groupby("method")["dataset"].nunique().rename("ran"), how="outer")
+    )
+    table = table.fillna({"fits": 0, "best_or_tied": 0}).assign(datasets=len(sets))
+    table = table.astype({"fits": int, "best_or_tied": int, "ran": int})
     table = table.sort_values(["best_or_tied", "rank"], ascending=[False, True]).reset_index()
-    return table[["method", "sets", "ran", "fits", "best_or_tied", "rank"]].round({"rank": 2})
+    return table[["method", "datasets", "ran", "fits", "best_or_tied", "rank"]].round({"rank": 2})
+
+
+def widest(runs: pd.DataFrame) -> list[str]:
+    """Return for each dataset the set of the suite that ran most methods on it."""
+    methods = runs.groupby("dataset")["method"].nunique().sort_values(ascending=False, kind="stable")
+    return list(methods.index[~methods.index.str.rsplit(", ", n=1).str[0].duplicated()])
 
 
 def recommendation(runs: pd.DataFrame, megabytes: float, milliseconds: float) -> str:
@@ -155,10 +169,10 @@ def _over_all(table: pd.DataFrame) -> str:
     """Name the method that is most often best or tied with the best, by mean rank where several are."""
     first = table.iloc[0]
     same = table[(table["best_or_tied"] == first["best_or_tied"]) & (table["rank"] == first["rank"])]
-    gap = f", and did not run on {first['sets'] - first['ran']}" if first["ran"] < first["sets"] else ""
+    gap = f", and did not run on {first['datasets'] - first['ran']}" if first["ran"] < first["datasets"] else ""
     return (
         f"Over all: {' or '.join(same['method'])}, best or tied with the best on {first['best_or_tied']} of "
-        f"{first['sets']} sets{gap}; where it fits, its mean rank is {first['rank']:.2f} (0: always first, 1: last)."
+        f"{first['datasets']} datasets{gap}; where it fits, its mean rank is {first['rank']:.2f} (0: always first, 1: last)."
     )
 
 

@@ -77,7 +77,7 @@ def sizes(runs: pd.DataFrame) -> pd.DataFrame:
     megabytes = runs.assign(served=runs["inference_bytes"] / 1e6, training=runs["training_bytes"] / 1e6)
     served = megabytes.groupby(["dataset", "d"])["served"].first()
     training = megabytes.pivot_table(index=["dataset", "d"], columns="k", values="training").rename(columns=name)
-    return pd.concat({"served": served.to_frame("any"), "in training": training}, axis=1).astype(float).round(1)
+    return pd.concat({"served": served.to_frame("any"), "in training": training}, axis=1).astype(float).round(2)
 
 
 # what it is worth
@@ -187,7 +187,7 @@ def _advice(row: dict) -> str:
     best = f"{row['dataset']}: the best plain table has d = {row['plain_d']} (AUC {row['plain_auc']:.4f})"
     if pd.isna(row["d"]):
         return f"{best}; no table trained through k = {row['k']} reaches its mean AUC."
-    trained = f"training keeps {row['k'] / row['plain_d']:.3g} times its bytes"
+    trained = f"training keeps {row['k'] / row['plain_d']:.3g} times the bytes of that plain table"
     if row["d"] >= row["plain_d"]:
         return f"{best}; trained through k = {row['k']}, none narrower reaches its mean AUC, and {trained}."
     return (
@@ -208,8 +208,8 @@ def cost(times: pd.DataFrame) -> pd.DataFrame:
     point = ["dataset", "model", "batch", "d"]
     rounds = times.pivot_table(index=[*point, "round"], columns=["work", "k"], values="ms")
     above = rounds["step"].div(rounds["step"][0], axis=0).sub(1).melt(ignore_index=False, value_name="cost")
-    table = above.groupby([*point, "k"])["cost"].quantile([0.5, 0.25, 0.75]).unstack()
-    table = table.set_axis(["cost", "low", "high"], axis=1).dropna()
+    table = above.groupby([*point, "k"])["cost"].quantile([0.25, 0.5, 0.75]).unstack()
+    table = table.set_axis(["low", "cost", "high"], axis=1).dropna()
     ms = times.groupby([*point, "k", "work"])["ms"].median().unstack()
     return table.assign(step_ms=ms["step"], tables=ms["tables"] / ms["step"]).reset_index()
 
@@ -249,18 +249,18 @@ def directions(ranks: pd.DataFrame, hidden: int = MAIN) -> pd.DataFrame:
     wide = ranks[(ranks["ids"] > ranks["d"]) & ranks["k"].isin([0, hidden])]
     place = ["dataset", "weight", "feature", "ids", "d"]
     table = wide.pivot_table(index=[*place, "seed"], columns="k", values=["effective_rank", "stable_rank"]).dropna()
-    if table.empty or hidden not in table["effective_rank"]:
-        return pd.DataFrame(columns=[*place, "plain", "two", "stable_plain", "stable_two", "seeds"])
     kinds = [("effective_rank", 0), ("effective_rank", hidden), ("stable_rank", 0), ("stable_rank", hidden)]
+    if table.empty or not {*kinds} <= {*table.columns}:
+        return pd.DataFrame(columns=[*place, "plain", "two", "stable_plain", "stable_two", "seeds"])
     groups = table[kinds].set_axis(["plain", "two", "stable_plain", "stable_two"], axis=1).groupby(place)
     return groups.mean().assign(seeds=groups.size()).reset_index()
 
 
 def ranks(measured: dict[str, pd.DataFrame], hidden: int = MAIN) -> pd.DataFrame:
     """Lay out `directions` for people: the mean over features, and in how many of them two layers use fewer."""
-    if not _has(measured, "ranks"):
+    table = directions(measured["ranks"], hidden) if _has(measured, "ranks") else pd.DataFrame()
+    if table.empty:
         return pd.DataFrame({"missing": ["effective ranks"], "command": [f"pocketrec measure {SUITE}"]})
-    table = directions(measured["ranks"], hidden)
     groups = table.assign(fewer=table["two"] < table["plain"]).groupby(["dataset", "weight", "d"])
     shown = groups.agg(features=("feature", "size"), fewer=("fewer", "sum"), seeds=("seeds", "min"))
     means = groups[["plain", "two", "stable_plain", "stable_two"]].mean().round(2)
@@ -313,36 +313,35 @@ def _cost(measured: dict[str, pd.DataFrame]) -> Verdict:
 
 
 @house_style
-def drawing(d: int = 4, k: int = 12) -> Figure:
+def drawing() -> Figure:
     """Draw what is trained and what is served."""
     figure, ax = plt.subplots(figsize=(9, 3.1), layout="constrained")
-    hue, n, gap = colour("mlet"), 14, 4
-    boxes = [
-        (0, n, k, hue, "wide table E\nn × k", "trained: one row an id"),
-        (k + gap, k, d, hue, "W\nk × d", "trained: one matrix a feature"),
-        (k + 2 * gap + d + 2, n, d, FULL[0], "F = E W\nn × d", "served: as a plain table of width d"),
-    ]
-    for x, height, width, face, text, below in boxes:
-        box = Rectangle((x, n - height), width, height, facecolor=face, alpha=0.35, edgecolor=face)
-        ax.add_patch(box)
-        ax.text(x + width / 2, n - height / 2, text, ha="center", va="center")
-        ax.text(x + width / 2, n - height - 0.7, below, ha="center", va="top", color=MUTED, fontsize=9)
-    ax.add_patch(Rectangle((0, 9), k, 1, facecolor=hue))
-    ax.add_patch(Rectangle((boxes[2][0], 9), d, 1, facecolor=FULL[0]))
-    ax.text(-0.5, 9.5, "id x", ha="right", va="center")
-    ax.text(k + gap / 2, n / 2, "×", ha="center", va="center", fontsize=16)
-    ax.annotate("", (boxes[2][0] - 0.7, n / 2), (k + gap + d + 1.2, n / 2), arrowprops={"arrowstyle": "->"})
-    ax.text(k + gap + d + 3, n / 2 + 0.6, "fold", ha="center", color=MUTED)
-    ax.set(xlim=(-4, 40), ylim=(-3, n + 0.5), aspect="equal")
+    hue, n, k, d, row = colour("mlet"), 14, 13, 6, 11
+    for x, height, width, face, text, below in (
+        (0, n, k, hue, "E\nn × k", "trained: k numbers an id"),
+        (k + 4, k, d, hue, "W\nk × d", "trained: one matrix a table"),
+        (k + d + 14, n, d, FULL[0], "F = E W\nn × d", "served: d numbers an id"),
+    ):
+        ax.add_patch(Rectangle((x, n - height), width, height, facecolor=face, alpha=0.35, edgecolor=face))
+        ax.text(x + width / 2, 6, text, ha="center", va="center")
+        ax.text(x + width / 2, -0.8, below, ha="center", va="top", color=MUTED)
+        if height == n:
+            ax.add_patch(Rectangle((x, row), width, 1, facecolor=face))
+    ax.text(-0.5, row + 0.5, "id x", ha="right", va="center")
+    ax.text(k + 2, 6, "×", ha="center", va="center", fontsize=16)
+    arrow = {"arrowstyle": "->", "color": INK, "linewidth": 1.4}
+    ax.annotate("", (k + d + 12.5, 6), (k + d + 5.5, 6), arrowprops=arrow)
+    ax.text(k + d + 9, 6.8, "multiplied out", ha="center", color=MUTED)
+    ax.set(xlim=(-4, k + 2 * d + 17), ylim=(-2.5, n + 0.2), aspect="equal")
     ax.set_axis_off()
     return figure
 
 
 def _shades(kinds: list[int]) -> dict[int, tuple]:
     """Give each kind of table its colour: grey for plain ones, darker for a wider hidden layer."""
-    hidden = sorted(k for k in kinds if k)
-    palette = sns.blend_palette(["#9fd3f5", colour("mlet"), "#0b4a72"], max(3, len(hidden)))
-    return {0: FULL[0]} | dict(zip(hidden, palette, strict=False))
+    hidden = sorted({*kinds, *SEEDS} - {0})
+    palette = sns.blend_palette(["#9fd3f5", colour("mlet"), "#0b4a72"], len(hidden))
+    return {0: FULL[0]} | dict(zip(hidden, palette, strict=True))
 
 
 def _legend(figure: Figure, shades: dict[int, tuple], kinds: list[int]) -> None:
@@ -387,8 +386,14 @@ def _gain(rows: pd.DataFrame) -> str:
         return f"k = {MAIN} and plain tables have not both run with two seeds"
     better = found.loc[found["gain"] > found["gain_ci"], "d"].tolist()
     worse = found.loc[found["gain"] < -found["gain_ci"], "d"].tolist()
-    words = [f"{word} at d = {', '.join(map(str, ds))}" for word, ds in (("better", better), ("worse", worse)) if ds]
-    return f"k = {MAIN} is " + (" and ".join(words) if words else "told apart from plain at no d")
+    if not better and not worse:
+        return f"k = {MAIN} is told apart from plain at no d"
+    words = [
+        f"{word} at " + ("every d" if len(ds) == len(found) else f"d = {', '.join(map(str, ds))}")
+        for word, ds in (("better", better), ("worse", worse))
+        if ds
+    ]
+    return f"k = {MAIN} is {' and '.join(words)}"
 
 
 @house_style
@@ -399,6 +404,8 @@ def narrower(runs: pd.DataFrame) -> Figure:
         return _sentence(f"Nothing to compare: `pocketrec run {SUITE}` makes plain and two-layer tables.")
     kinds = sorted(found["k"].unique())
     shades = _shades(kinds)
+    times = _seen(found, "width") / found["d"]
+    ticks = 2.0 ** np.arange(np.floor(np.log2(min(times.min(), 0.5))), np.ceil(np.log2(max(times.max(), 8))) + 1)
     figure, axes = _panels(found["dataset"].nunique(), 4.3, 3.7, columns=3, sharey=True)
     for ax, (dataset, rows) in zip(axes, found.groupby("dataset"), strict=True):
         ax.axhspan(*SMALLER, color=GRID, alpha=0.7, linewidth=0)
@@ -410,19 +417,24 @@ def narrower(runs: pd.DataFrame) -> Figure:
             _narrower_line(ax, line, shades[k], 1.06 ** (place - len(kinds) / 2))
         _width_axis(ax, widths)
         ax.set_yscale("log", base=2)
-        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_ylim(ticks[0] / 1.2, ticks[-1] * 1.2)
+        ax.minorticks_off()
         ax.set_ylabel("Plain d of the same AUC ÷ d")
         _title(ax, f"{dataset}: {_most(rows)}", 44)
     _legend(figure, shades, kinds)
     return figure
 
 
+def _seen(found: pd.DataFrame, end: str) -> pd.Series:
+    """Return a width of `equal_width`, at most as far as plain tables ran."""
+    return found[end].clip(found["narrowest"], found["widest"])
+
+
 def _narrower_line(ax: Axes, line: pd.DataFrame, shade: tuple, aside: float) -> None:
     """Draw one k; a triangle marks a bound, where the plain tables that ran do not reach."""
     d = line["d"].to_numpy(dtype=float)
-    middle, low, high = (
-        line[end].clip(line["narrowest"], line["widest"]).to_numpy() / d for end in ("width", "low", "high")
-    )
+    middle, low, high = (_seen(line, end).to_numpy() / d for end in ("width", "low", "high"))
     ax.plot(d * aside, middle, color=shade, linewidth=1.2)
     several = (line["seeds"] > 2).to_numpy()
     ax.vlines((d * aside)[several], low[several], high[several], color=shade, linewidth=1.6)
@@ -436,7 +448,7 @@ def _most(rows: pd.DataFrame) -> str:
     found = rows[(rows["k"] == MAIN) & rows["d"].isin(TELLING)]
     if found.empty:
         return f"k = {MAIN} has not run"
-    times = (found["width"].clip(found["narrowest"], found["widest"]) / found["d"]).round(1)
+    times = (_seen(found, "width") / found["d"]).round(1)
     bound = " or more" if np.isinf(found["width"]).any() else ""
     return f"k = {MAIN} is worth {times.min():g} to {times.max():g}{bound} times the width"
 
@@ -480,7 +492,7 @@ def step_parts(measured: dict[str, pd.DataFrame]) -> Figure:
     widths = sorted(table["d"].unique())
     d = widths[len(widths) // 2]
     groups = list(table[table["d"] == d].groupby(["model", "dataset"]))
-    figure, axes = _panels(len(groups), 3.6, 2.3, columns=4)
+    figure, axes = _panels(len(groups), 3.6, 2.9, columns=4)
     for ax, ((model, dataset), rows) in zip(axes, groups, strict=True):
         rows = rows.iloc[::-1]
         part = rows["step_ms"] * rows["tables"].clip(upper=1)
@@ -494,7 +506,7 @@ def step_parts(measured: dict[str, pd.DataFrame]) -> Figure:
         shares = rows.set_index("k")["tables"]
         last = MAIN if MAIN in shares else shares.index.max()
         said = f"tables take {shares[0]:.0%} of a plain step, {shares[last]:.0%} with k = {last}"
-        _title(ax, f"{dataset}, {_whose(model)}, d = {d}: {said}", 36)
+        _title(ax, f"{dataset}, {_whose(model)}, d = {d}: {said}", 34)
     parts = [Patch(color=colour("mlet"), label="tables"), Patch(color="#c3cad1", label="MLPs and the rest")]
     figure.legend(handles=parts, loc="outside upper left", ncols=2, frameon=False)
     return figure
@@ -512,7 +524,9 @@ def ranks_side_by_side(measured: dict[str, pd.DataFrame], weight: str = "lookups
         d = rows["d"].iloc[0]
         ax.plot([1, d], [1, d], color=INK, linewidth=1)
         ax.scatter(rows["plain"], rows["two"], 12 * np.log10(rows["ids"]) ** 2, color=colour("mlet"), alpha=0.75, lw=0)
-        ax.set(xlim=(1, d), ylim=(1, d), aspect="equal", xlabel=f"Effective rank of the plain table (of {d})")
+        ticks = [1, *range(4, d + 1, max(1, d // 4))]
+        ax.set(xlim=(1, d), ylim=(1, d), xticks=ticks, yticks=ticks, aspect="equal")
+        ax.set(xlabel=f"Effective rank of the plain table (of {d})")
         ax.set_ylabel(f"Effective rank, two layers, k = {hidden}")
         fewer = (rows["two"] < rows["plain"]).sum()
         means = f"{rows['two'].mean():.1f} directions with two layers, {rows['plain'].mean():.1f} plain"
