@@ -114,7 +114,7 @@ def shown(listed: pd.DataFrame) -> pd.DataFrame:
 
 
 def overall(runs: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a method over all datasets: on how many it ran, fits, is best or tied with the best; the first leads.
+    """Return a row a method, the best first: on how many datasets it ran, fits, is best or tied with the best.
 
     A dataset counts once, in the suite that ran most methods on it. `rank` is the mean over the datasets where the
     method fits of (rank - 1) / (methods - 1): 0 is always first, 1 always last.
@@ -172,7 +172,8 @@ def _over_all(table: pd.DataFrame) -> str:
     gap = f", and did not run on {first['datasets'] - first['ran']}" if first["ran"] < first["datasets"] else ""
     return (
         f"Over all: {' or '.join(same['method'])}, best or tied with the best on {first['best_or_tied']} of "
-        f"{first['datasets']} datasets{gap}; where it fits, its mean rank is {first['rank']:.2f} (0: always first, 1: last)."
+        f"{first['datasets']} datasets{gap}; where it fits, its mean rank is {first['rank']:.2f} "
+        "(0: always first, 1: always last)."
     )
 
 
