@@ -1,3 +1,4 @@
+import cells
 import pandas as pd
 import pytest
 import records
@@ -117,3 +118,9 @@ def test_the_picture_names_the_front(runs, x):
 def test_an_empty_shortlist_is_an_empty_table(runs):
     assert choice.shown(choice.shortlist(runs, 1e-9, 1)).empty
     assert isinstance(choice.overall(runs, choice.shortlist(runs, 1e-9, 1)), pd.DataFrame)
+
+
+def test_the_notebook_answers(folders, capsys):
+    shown = cells.execute("which_method", results=[str(folder) for folder in folders], megabytes=1e3)
+    assert "Over all: full" in capsys.readouterr().out
+    assert len(shown[-1])

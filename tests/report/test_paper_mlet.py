@@ -1,3 +1,4 @@
+import cells
 import numpy as np
 import pandas as pd
 import pytest
@@ -159,6 +160,14 @@ def test_pictures_and_tables_work_with_what_there_is(runs, part):
         assert all(ax.get_title() for ax in figure(measured).axes if ax.axison)
     assert len(mlet.costs(measured)) and len(mlet.ranks(measured)) and mlet.disturbed(measured)
     assert len(mlet.verdicts(cut, measured)) == 4
+
+
+def test_the_notebook_shows_what_there_is(tmp_path):
+    """From one run alone, without measurements."""
+    folder = records.write(tmp_path / "paper_mlet", [run("planted", 4, 64, 0, 0.7)], notebooks=False)
+    verdicts, *shown = [value for value in cells.execute("paper_mlet", results=str(folder)) if value is not None]
+    assert (verdicts.data["verdict"] == UNTESTED).all() and verdicts.data["command"].str.startswith("pocketrec").all()
+    assert len(shown) > 12
 
 
 def test_the_drawing():
