@@ -216,7 +216,7 @@ def trade_off(runs: pd.DataFrame, x: str = SIZE, limit: float | None = None) -> 
     cells = cells.assign(label=cells.apply(label, axis=1)).sort_values("x")
     figure, axes = _panels(cells["dataset"].nunique(), 5.6, 4.2)
     for ax, (name, rows) in zip(axes, cells.groupby("dataset"), strict=True):
-        ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="AUC loss against the full table (mean, 95 % interval)")
+        ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="AUC loss (mean, 95 % interval)")
         _points(ax, rows, limit)
         ahead = ", ".join(rows.loc[rows["ahead"], "label"].unique())
         _title(ax, f"{name}: nothing beats {ahead} at {'their bytes' if x == SIZE else 'their time'}", 54)
@@ -226,12 +226,12 @@ def trade_off(runs: pd.DataFrame, x: str = SIZE, limit: float | None = None) -> 
 def _points(ax: Axes, rows: pd.DataFrame, limit: float | None) -> None:
     for row in rows.sort_values("ahead", kind="stable").to_dict("records"):
         hue, marker = look(row["method"])
-        half = 0 if pd.isna(row["auc_loss_ci"]) else row["auc_loss_ci"]
-        strength = 1 if row["ahead"] else 0.7 if row["tied"] else 0.2
-        fill = hue if row["ahead"] or not row["tied"] else "none"
-        ax.errorbar(
-            row["x"], row["auc_loss"], half, color=hue, marker=marker, markersize=7, alpha=strength, mfc=fill, mec=hue
-        )
+        if row["ahead"]:
+            half = 0 if pd.isna(row["auc_loss_ci"]) else row["auc_loss_ci"]
+            ax.errorbar(row["x"], row["auc_loss"], half, color=hue, marker=marker, markersize=7, mew=0)
+        else:
+            face, strength = ("none", 0.8) if row["tied"] else (hue, 0.2)
+            ax.plot(row["x"], row["auc_loss"], marker, color=hue, mfc=face, markersize=7, alpha=strength)
     ax.axhline(0, color=MUTED, linewidth=1)
     ahead = rows[rows["ahead"]]
     ax.step(ahead["x"], ahead["auc_loss"], where="post", color=MUTED, linewidth=1, zorder=1)

@@ -165,7 +165,7 @@ def without_loss(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for dataset, aucs in means.groupby("dataset"):
         aucs = aucs.droplevel("dataset")
-        if 0 not in aucs.index.levels[0] or 0 not in aucs:
+        if 0 not in aucs.index.get_level_values("k"):
             continue
         best = aucs[0].idxmax()
         for k in sorted(set(aucs.index.get_level_values("k")) - {0}):
