@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from pocketrec.errors import UserError
 from pocketrec.report.columns import CELL, FAILURES, METRICS, times
@@ -219,7 +220,10 @@ def trade_off(runs: pd.DataFrame, x: str = SIZE, limit: float | None = None) -> 
         ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="AUC loss (mean, 95 % interval)")
         _points(ax, rows, limit)
         ahead = ", ".join(rows.loc[rows["ahead"], "label"].unique())
-        _title(ax, f"{name}: nothing beats {ahead} at {'their bytes' if x == SIZE else 'their time'}", 54)
+        _title(ax, f"{name}: the front for {'size' if x == SIZE else 'time'} is {ahead}", 54)
+    marks = {method: look(method) for method in sorted(cells["method"].unique())}
+    lines = [Line2D([], [], ls="", color=hue, marker=mark, label=name) for name, (hue, mark) in marks.items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
