@@ -14,7 +14,7 @@ def cell(method, dataset, ratio, auc, seeds=3, ms=None):
     """Records of one configuration: seeds a little apart, and times where `ms` is given."""
     found = [records.quality(method, dataset, ratio, seed) for seed in range(seeds)]
     for seed, record in enumerate(found):
-        wobble = WOBBLE[(seed + len(method)) % 3]
+        wobble = WOBBLE[(seed + list(LOSS).index(method)) % 3]
         record["metrics"]["test"]["auc"] = auc + wobble
         record["metrics"]["validation"]["auc"] = auc + wobble
     if ms is not None:

@@ -294,7 +294,7 @@ def _smaller(dataset: str, found: pd.DataFrame) -> Verdict:
 
 def _cost(measured: dict[str, pd.DataFrame]) -> Verdict:
     """Judge the cost by the model of the authors where it was timed, else by that of the suite."""
-    claim, published = "training costs no more than 25 % on average", f"+25 % run time on average ({SOURCE})"
+    claim, published = "training takes no more than 25 % longer on average", f"+25 % run time on average ({SOURCE})"
     table = cost(measured["times"]).query("k >= @MAIN") if _has(measured, "times") else pd.DataFrame()
     if table.empty:
         needs, command = "steps timed on a quiet machine", f"pocketrec measure {SUITE}"
