@@ -164,9 +164,9 @@ def test_pictures_and_tables_work_with_what_there_is(runs, part):
     for table in (mlet.seeds, mlet.missing, mlet.sizes, mlet.worth, mlet.without_loss, mlet.advice):
         assert table(cut) is not None
     for figure in (mlet.auc_vs_width, mlet.narrower):
-        assert all(ax.get_title() for ax in figure(cut).axes if ax.axison)
+        assert all(ax.get_title(loc="left") for ax in figure(cut).axes if ax.axison)
     for figure in (mlet.cost_vs_width, mlet.step_parts, mlet.ranks_side_by_side):
-        assert all(ax.get_title() for ax in figure(measured).axes if ax.axison)
+        assert all(ax.get_title(loc="left") for ax in figure(measured).axes if ax.axison)
     assert len(mlet.costs(measured)) and len(mlet.ranks(measured)) and mlet.disturbed(measured)
     assert len(mlet.verdicts(cut, measured)) == 5
 
