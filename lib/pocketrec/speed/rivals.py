@@ -167,7 +167,7 @@ def _cce_train(tables: Tables, folder: Path | None, rank: int) -> Lookup:
 
 
 def _t3nsor(tables: Tables, folder: Path | None, rank: int) -> Lookup:
-    """Build tt-pytorch's tensor train of one table, read by its `gather_rows`: its layer makes the whole table first."""
+    """Build tt-pytorch's tensor train of one table, read by its `gather_rows`; its layer makes the whole table."""
     code = _checkout(folder, T3NSOR, "t3nsor")
     digits, factors = factor_rows(*tables.cardinalities, 3), factor_dim(tables.dim, 3)
     train = code.TTEmbedding(shape=[digits, factors], tt_rank=rank).to(tables.device).tt_matrix
