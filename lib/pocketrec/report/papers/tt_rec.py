@@ -21,7 +21,7 @@ from scipy import stats
 from pocketrec.report import claims
 from pocketrec.report.claims import FAILS, HOLDS, UNTESTED, Verdict
 from pocketrec.report.columns import times
-from pocketrec.report.plots import ALARM, CEILING, FULL, GRID, INK, MUTED, colour, house_style
+from pocketrec.report.plots import ALARM, CEILING, FULL, INK, MUTED, colour, house_style
 from pocketrec.report.plots import _panels as panels
 from pocketrec.report.plots import _sentence as sentence
 from pocketrec.report.plots import _title as title
@@ -478,7 +478,7 @@ def hit_rates(found: Found) -> Figure:
     table = found.table("hit_rates")
     if table.empty:
         return sentence(f"No hit rates: {found.measure} counts them.")
-    figure, ax = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(8.6, 4.2), layout="constrained")
     for hue, (dataset, rows) in zip(DATASET_COLOURS, table.groupby("dataset"), strict=False):
         ax.plot(rows["share"], rows["best"], color=hue, linewidth=1.8, label=dataset)
         ax.plot(rows["share"], rows["reached"], color=hue, linestyle=(0, (4, 2)), marker="P", markersize=4)
@@ -487,7 +487,8 @@ def hit_rates(found: Found) -> Figure:
     ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     handles, names = ax.get_legend_handles_labels()
     handles += [Line2D([], [], color=INK), Line2D([], [], color=INK, linestyle=(0, (4, 2)), marker="P", markersize=4)]
-    ax.legend(handles, [*names, "best, known beforehand", "reached while training"], frameon=False)
+    names += ["best, known beforehand", "reached while training"]
+    ax.legend(handles, names, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     title(ax, _cache_finding(table), 66)
     return figure
 
@@ -599,22 +600,25 @@ def steps(found: Found) -> Figure:
         for name, hue, dash, marker, line in _step_lines(rows):
             ax.plot(line["rank"], line["ms"], color=hue, linestyle=dash, marker=marker, markersize=6, label=name)
         base = samples[(samples["batch"] == batch) & (samples["embedding"] != "tt_rec")]
-        for (name, ms), dash in zip(base.groupby("embedding")["ms"].median().items(), ("--", ":", "-"), strict=False):
-            hue = FULL[0] if name != FLOOR else GRID
-            ax.axhline(ms, color=hue, linestyle=dash, linewidth=1.6, label=name)
+        for name, ms in base.groupby("embedding")["ms"].median().items():
+            ax.axhline(ms, color=FULL[0], linestyle=_ACROSS[name], linewidth=1.6, label=name)
         _ranks_axis(ax, sorted(rows["rank"].unique()))
-        ax.set(xlabel="Rank", ylabel="Training step (ms)")
-        ax.set_ylim(bottom=0)
+        ax.set(yscale="log", xlabel="Rank", ylabel="Training step (ms)")
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
         ours = rows[(rows["route"] == OURS) & (rows["cache"] == 0)]["over_full"]
-        title(ax, f"batch {batch:,}: tensor trains take {_range(ours)} on top of the full table's step", 50)
+        title(ax, f"batch {batch:,}: tensor trains change the full table's step by {_range(ours)}", 50)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
+_ACROSS = {"full": "-", BAGS: "--", FLOOR: ":"}
+
+
 def _step_lines(rows: pd.DataFrame) -> Iterator[tuple]:
-    for cache, line in rows[rows["route"] == OURS].groupby("cache"):
-        name = f"tt_rec, {cache:,} rows cached" if cache else "tt_rec"
-        yield name, colour("tt_rec"), "-" if not cache else (0, (4, 2)), "P" if not cache else "o", line
+    caches = rows[rows["route"] == OURS].groupby("cache")
+    for (cache, line), dash, marker in zip(caches, ("-", (0, (4, 2)), (0, (6, 2, 1.2, 2))), "Po^", strict=False):
+        yield f"tt_rec, {cache:,} rows cached" if cache else "tt_rec", colour("tt_rec"), dash, marker, line
     plain = rows[rows["route"] == PLAIN]
     if len(plain):
         yield "tt_rec, plain PyTorch", ALARM, (0, (1.2, 1.4)), "v", plain
@@ -785,8 +789,8 @@ def _advice_steps(found: Found) -> str:
     if ours.empty:
         return f"not measured: {found.measure}"
     return "; ".join(
-        f"batch {batch:,}, ranks {rows['rank'].min()} to {rows['rank'].max()}: {_range(rows['over_full'])} on top of "
-        "a full table's step"
+        f"batch {batch:,}, ranks {rows['rank'].min()} to {rows['rank'].max()}: a full table's step "
+        f"changes by {_range(rows['over_full'])}"
         for batch, rows in ours.groupby("batch")
     )
 
