@@ -63,6 +63,7 @@ def kernels(plain=4.0, unique=3.5):
     routes = {"pocketrec": 1.0, "plain PyTorch": plain, "plain PyTorch, unique ids": unique}
     rows = [
         {"route": route, "dim": 16, "batch": 64, "ids": ids, "work": work, "rank": rank, "ms": ms, "distinct": 0.5}
+        | {"foreign": 0.0}
         for (route, ms), ids, work, rank in product(routes.items(), ("zipf", "uniform"), ("forward", "step"), (8, 64))
     ]
     return pd.DataFrame(rows)
@@ -214,6 +215,12 @@ def test_a_kernel_is_held_against_the_fastest_other_way(folder, unique, expected
     found = folder(kernels=kernels(unique=unique))
     assert verdict(found, "three times faster than what").verdict == expected
     assert set(tt_rec.against_fastest(found)["route"]) == {"plain PyTorch, unique ids"}
+
+
+def test_times_of_a_busy_machine_say_nothing(folder):
+    found = folder(steps=steps().assign(foreign=1.0), kernels=kernels().assign(foreign=1.0))
+    for words in ("training step", "three times faster than what"):
+        assert verdict(found, words).verdict == UNTESTED and "quiet" in verdict(found, words).needs
 
 
 def test_runs_on_criteo_take_its_row_away(folder):
