@@ -11,7 +11,7 @@ N workers train a batch of B samples, b = B / N each, with F features of width d
 
     MLPs          6 w b / flops              w multiply-adds a sample, forward and twice backward
     lookup        5 V / memory               rows read, written out; gradients read; rows read and written again
-                  5 V / cache + 4 A / memory an array in cache; its gradient cleared and read, itself read and written
+                  5 V / cache + 4 A / stream an array in cache; its gradient cleared and read, itself read and written
     exchange      S (N - 1) / N / link       for each all-to-all of S bytes a worker; between nodes over the network,
                                              at the same time
     all-reduce    2 S (g - 1) / g / reduce   S bytes, within a node of g workers, then 2 S (M - 1) / (M g) / network
@@ -82,7 +82,8 @@ class Machine:
     Attributes:
         flops: of the MLPs' products; a multiply-add counts two.
         memory: rows of tables that fit no cache, read or written.
-        cache: the same bytes where the array lies in cache and only vectors and gradients pass through memory.
+        stream: memory that is read or written in order.
+        cache: as `memory`, where the array lies in cache and only vectors and gradients pass through memory.
         capacity: bytes for tables.
         link: all-to-all within a node, what a worker sends.
         reduce: all-reduce within a node.
@@ -96,6 +97,7 @@ class Machine:
     name: str
     flops: float
     memory: float
+    stream: float
     cache: float
     capacity: float
     link: float
@@ -142,8 +144,8 @@ def gpu(name: str) -> Machine:
     """Return a machine of `PEAKS` with the shares of its peaks that programs reach."""
     peaks = {rate: value for rate, (value, _) in PEAKS[name].items()}
     reached = {rate: value * REACHED.get(rate, 1) for rate, value in peaks.items()}
-    cache, reduce = CACHE * reached["memory"], reached["link"]
-    return Machine(name, **reached, cache=cache, reduce=reduce, node=NODE, latency=LATENCY, fixed=FIXED)
+    more = {"stream": reached["memory"], "cache": CACHE * reached["memory"], "reduce": reached["link"]}
+    return Machine(name, **reached, **more, node=NODE, latency=LATENCY, fixed=FIXED)
 
 
 def assumptions(names: Iterable[str] = tuple(PEAKS)) -> pd.DataFrame:
@@ -176,7 +178,7 @@ def step(model: Model, machine: Machine, workers: int, batch: float, way: str) -
         exchange = (ids + 2 * vectors) / machine.host
     lookup = 5 * vectors / machine.memory
     if way == REPLICATED:
-        lookup = 5 * vectors / machine.cache + 4 * model.array_bytes / machine.memory
+        lookup = 5 * vectors / machine.cache + 4 * model.array_bytes / machine.stream
     return {
         "fixed": machine.fixed,
         "MLPs": 6 * model.macs * own / machine.flops,
@@ -251,7 +253,7 @@ def sensitivity(model: Model, machine: Machine, workers: int, batch: float, fact
         full, small = (sum(step(model, other, workers, batch, way).values()) for way in (SHARDED, REPLICATED))
         return full / small
 
-    groups = {"link": ("link", "reduce")}
+    groups = {"link": ("link", "reduce"), "memory": ("memory", "stream")}
     rows = [
         (name, *(gain(**{n: getattr(machine, n) * f for n in groups.get(name, (name,))}) for f in (1 / factor, factor)))
         for name in ("flops", "memory", "cache", "link", "network", "latency", "fixed")

@@ -10,11 +10,12 @@ timed is timed in turn, the parts as well as the steps, in all processes at once
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from pocketrec.cost_model import REPLICATED, SHARDED
 from pocketrec.data import Batch
 from pocketrec.measure import zipf_ids
 from pocketrec.optim import SGD, in_place, optimizers
+from pocketrec.speed.dlrm import _Nothing, _Rival
 from pocketrec.training import train_step
 
 LR = 0.01
@@ -42,8 +44,9 @@ class Plan:
     """What is timed: steps of each batch (over all processes), width and way, and the parts at `reference` and more.
 
     Attributes:
+        ratios: of the arrays, which are `pss` with `knobs`.
         bytes: sizes of messages whose all-to-all and all-reduce are timed.
-        reference: batch and width at which a lookup is timed alone; the MLPs are, at every batch.
+        reference: batch and width at which lookups are timed alone; the MLPs are at every batch and width.
     """
 
     cardinalities: Sequence[int]
@@ -55,6 +58,7 @@ class Plan:
     batches: Sequence[int]
     bytes: Sequence[int]
     reference: tuple[int, int]
+    knobs: dict[str, Any] = field(default_factory=dict)
     processes: int = 2
     rounds: int = 30
 
@@ -72,8 +76,6 @@ def bench(plan: Plan) -> pd.DataFrame:
 
 def join(folder: str, rank: int, processes: int) -> None:
     """Make this process one of several that talk over the loopback interface and meet in a file of `folder`."""
-    import os
-
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
@@ -114,34 +116,32 @@ def _calls(plan: Plan) -> dict[tuple, Call]:
     """Return everything that is timed, by the columns that say what it is."""
     calls: dict[tuple, Call] = {}
     for size in plan.bytes:
-        message, answer = torch.rand(2, size // 4)
-        calls[_row("all-to-all", bytes=size)] = partial(dist.all_to_all_single, answer, message)
-        calls[_row("all-reduce", bytes=size)] = partial(_reduced, torch.zeros(size // 4))
-    for dim in plan.dims:
-        for batch in plan.batches:
-            calls[_row("MLPs", batch=batch, dim=dim)] = _step(plan, _Nothing(plan.cardinalities, dim), batch, sum_=False)
+        message = nn.Parameter(torch.zeros(size // 4))
+        message.grad = torch.zeros_like(message)
+        calls[_row("all-to-all", bytes=size)] = partial(_exchanged, message.grad)
+        calls[_row("all-reduce", bytes=size)] = partial(average_gradients, [message])
     batch, dim = plan.reference
     calls[_row("lookup", way=SHARDED, batch=batch, dim=dim)] = _lookup(plan, full(plan.cardinalities, dim), batch)
-    for ratio in plan.ratios[:1]:
-        array = embeddings.build("pss", cardinalities=plan.cardinalities, dim=dim, ratio=ratio)
-        calls[_row("lookup", way=REPLICATED, batch=batch, dim=dim, ratio=ratio)] = _lookup(plan, array, batch)
+    for ratio in plan.ratios:
+        replicated = _row("lookup", way=REPLICATED, batch=batch, dim=dim, ratio=ratio)
+        calls[replicated] = _lookup(plan, _array(plan, dim, ratio), batch)
     for dim in plan.dims:
-        ways: list[tuple[str, float | None, nn.Module]] = [(SHARDED, None, Sharded(plan.cardinalities, dim))]
-        for ratio in plan.ratios:
-            array = embeddings.build("pss", cardinalities=plan.cardinalities, dim=dim, ratio=ratio)
-            ways.append((REPLICATED, ratio, array))
-        for way, ratio, embedding in ways:
-            for batch in plan.batches:
-                calls[_row("step", way=way, batch=batch, dim=dim, ratio=ratio)] = _step(plan, embedding, batch)
+        ways: list[tuple[dict[str, Any], nn.Module]] = [({"way": SHARDED}, Sharded(plan.cardinalities, dim))]
+        ways += [({"way": REPLICATED, "ratio": ratio}, _array(plan, dim, ratio)) for ratio in plan.ratios]
+        for batch in plan.batches:
+            nothing = _Nothing(plan.cardinalities, dim)
+            calls[_row("MLPs", batch=batch, dim=dim)] = _step(plan, nothing, batch, average=False)
+            for way, embedding in ways:
+                calls[_row("step", batch=batch, dim=dim, **way)] = _step(plan, embedding, batch)
     return calls
+
+
+def _array(plan: Plan, dim: int, ratio: float) -> embeddings.Embedding:
+    return embeddings.build("pss", cardinalities=plan.cardinalities, dim=dim, ratio=ratio, **plan.knobs)
 
 
 def _row(part: str, **more: Any) -> tuple:
     return tuple({"part": part, "way": None, "batch": None, "dim": None, "ratio": None, "bytes": None, **more}.items())
-
-
-def _reduced(tensor: Tensor) -> None:
-    dist.all_reduce(tensor)
 
 
 def full(cardinalities: Sequence[int], dim: int, part: int = 0, parts: int = 1) -> embeddings.Embedding:
@@ -150,7 +150,7 @@ def full(cardinalities: Sequence[int], dim: int, part: int = 0, parts: int = 1) 
     return embeddings.build("full", cardinalities=cardinalities[part * count :][:count], dim=dim, seed=part)
 
 
-class Sharded(nn.Module):
+class Sharded(_Rival):
     """Full tables of which every process keeps as many, and trains those for all; looks up as any embedding does.
 
     Raises:
@@ -172,24 +172,6 @@ class Sharded(nn.Module):
         asked = _exchanged(to_owners).view(self.processes * batch, -1)
         vectors = self.tables(asked).view(self.processes, batch, -1, self.out_dim)
         return _Exchange.apply(vectors).transpose(0, 1).reshape(batch, features, self.out_dim)
-
-    def pairs(self, ids: Tensor, first: Tensor | None = None) -> None:
-        """Leave the products to the model."""
-
-
-class _Nothing(nn.Module):
-    """Looks nothing up: what remains is the MLPs and the interaction."""
-
-    def __init__(self, cardinalities: Sequence[int], dim: int) -> None:
-        super().__init__()
-        self.cardinalities, self.out_dim = tuple(cardinalities), dim
-        self.rows = nn.Parameter(torch.zeros(1, len(cardinalities), dim))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.rows.expand(len(ids), -1, -1)
-
-    def pairs(self, ids: Tensor, first: Tensor | None = None) -> None:
-        """Leave the products to the model."""
 
 
 class _Exchange(torch.autograd.Function):
@@ -239,12 +221,11 @@ def training_step(model: nn.Module, batch: Batch, *, average: bool = True) -> Ca
     return step
 
 
-def _step(plan: Plan, embedding: nn.Module, batch: int, sum_: bool = True) -> Call:
+def _step(plan: Plan, embedding: nn.Module, batch: int, *, average: bool = True) -> Call:
     model = models.DLRM(embedding, plan.num_dense, plan.bottom_mlp, plan.top_mlp)
     own = batch // plan.processes
-    labels = torch.rand(own).round()
-    data = Batch(torch.rand(own, plan.num_dense), _ids(plan, own), labels)
-    return training_step(model, data, average=sum_)
+    data = Batch(torch.rand(own, plan.num_dense), _ids(plan, own), torch.rand(own).round())
+    return training_step(model, data, average=average)
 
 
 def _lookup(plan: Plan, embedding: embeddings.Embedding, batch: int) -> Call:
