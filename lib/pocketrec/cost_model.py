@@ -29,7 +29,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import log2
 
+import numpy as np
 import pandas as pd
+from scipy.optimize import nnls
 
 SHARDED, REPLICATED, OFFLOADED = "sharded", "replicated", "offloaded"
 WAYS = (SHARDED, REPLICATED, OFFLOADED)
@@ -162,6 +164,79 @@ def assumptions(names: Iterable[str] = tuple(PEAKS)) -> pd.DataFrame:
         ("node", "all", NODE, "GPUs", 1.0, "NVIDIA DGX data sheets"),
     ]
     return pd.DataFrame(rows, columns=["assumption", "machine", "value", "unit", "reached", "source"])
+
+
+def calibrated(times: pd.DataFrame, name: str) -> Machine:
+    """Return the machine on which `speed.parallel.bench` timed the parts of a step: the rates that fit them best.
+
+    Messages of several sizes give latency, link and reduce; MLPs at several batches fixed and flops; lookups memory,
+    cache and stream. Relative errors are minimised, and no rate may be negative. The steps are not looked at.
+    """
+    workers = int(times["processes"].iloc[0])
+    share = (workers - 1) / workers
+    to_all, reduced, mlps = (times[times["part"] == part] for part in ("all-to-all", "all-reduce", "MLPs"))
+    lookups = times[times["part"] == "lookup"]
+    rows, array = (lookups[lookups["way"] == way] for way in (SHARDED, REPLICATED))
+    start = np.full(len(to_all) + len(reduced), log2(workers))
+    sent = np.concatenate([share * to_all["bytes"], 0 * reduced["bytes"]])
+    summed = np.concatenate([0 * to_all["bytes"], 2 * share * reduced["bytes"]])
+    latency, link, reduce = _costs([*to_all["ms"], *reduced["ms"]], start, sent, summed)
+    fixed, flop = _costs(mlps["ms"], np.ones(len(mlps)), 6 * mlps["macs"] * mlps["batch"] / workers)
+    (memory,) = _costs(rows["ms"], 5 * _vectors(rows, workers))
+    cache, stream = _costs(array["ms"], 5 * _vectors(array, workers), 4 * array["array_bytes"])
+    return Machine(
+        name,
+        flops=1 / flop,
+        memory=1 / memory,
+        stream=1 / stream,
+        cache=1 / cache,
+        capacity=float("inf"),
+        link=1 / link,
+        reduce=1 / reduce,
+        network=float("inf"),
+        node=workers,
+        latency=latency,
+        fixed=fixed,
+    )
+
+
+def _vectors(times: pd.DataFrame, workers: int) -> pd.Series:
+    return FLOAT * times["batch"] / workers * times["features"] * times["dim"]
+
+
+def _costs(ms: Sequence[float], *amounts: Sequence[float]) -> np.ndarray:
+    """Return the seconds that one of each amount costs, by least squares of relative errors; at least 1e-15."""
+    seconds = np.asarray(ms, dtype=float) / 1e3
+    matrix = np.stack([np.asarray(amount, dtype=float) for amount in amounts], 1) / seconds[:, None]
+    scale = np.abs(matrix).max(0)
+    return np.maximum(nnls(matrix / scale, np.ones(len(seconds)))[0] / scale, 1e-15)
+
+
+def checked(times: pd.DataFrame, machine: Machine) -> pd.DataFrame:
+    """Return the steps that `speed.parallel.bench` timed beside their predictions.
+
+    Columns: way, workers, batch, dim, ratio, measured_ms, p20, p80, predicted_ms, off (predicted / measured - 1).
+    """
+    steps = times[times["part"] == "step"]
+    rows = []
+    for row in steps.to_dict("records"):
+        array = 0 if pd.isna(row["array_bytes"]) else row["array_bytes"]
+        sizes = {name: row[name] for name in ("features", "dim", "table_bytes", "weights", "macs")}
+        parts = step(Model(array_bytes=array, **sizes), machine, int(row["processes"]), row["batch"], row["way"])
+        where = {
+            "way": row["way"],
+            "workers": int(row["processes"]),
+            "batch": int(row["batch"]),
+            "dim": int(row["dim"]),
+        }
+        predicted = 1e3 * sum(parts.values())
+        rows.append(
+            where
+            | {"ratio": row["ratio"], "measured_ms": row["ms"], "p20": row["p20"], "p80": row["p80"]}
+            | {"predicted_ms": predicted, "off": predicted / row["ms"] - 1}
+        )
+    columns = ["way", "workers", "batch", "dim", "ratio", "measured_ms", "p20", "p80", "predicted_ms", "off"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def step(model: Model, machine: Machine, workers: int, batch: float, way: str) -> dict[str, float]:

@@ -15,7 +15,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pocketrec import embeddings, models
-from pocketrec.cost_model import REPLICATED, SHARDED
+from pocketrec.cost_model import REPLICATED, SHARDED, dlrm
 from pocketrec.data import Batch
 from pocketrec.measure import zipf_ids
 from pocketrec.optim import SGD, in_place, optimizers
@@ -67,7 +67,8 @@ def bench(plan: Plan) -> pd.DataFrame:
     """Start the processes and time everything; return one row a part and setting.
 
     Columns: part (`step`, `lookup`, `MLPs`, `all-to-all`, `all-reduce`), way, batch (over all processes), dim, ratio,
-    bytes (of a message, in each process), ms (median over the rounds of the slowest process), p20, p80, rounds.
+    bytes (of a message, in each process), ms (median over the rounds of the slowest process), p20, p80; features,
+    weights, macs, table_bytes, array_bytes of the model, as in `cost_model.Model`; processes, rounds.
     """
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_process, (plan, folder), plan.processes)
@@ -93,10 +94,21 @@ def _process(rank: int, plan: Plan, folder: str) -> None:
     rows = []
     for settings, times in zip(calls, _slowest(list(calls.values()), plan.rounds), strict=True):
         p20, ms, p80 = np.percentile(times, [20, 50, 80])
-        rows.append(dict(settings) | {"ms": ms, "p20": p20, "p80": p80, "rounds": len(times)})
+        sizes = _sizes(plan, **dict(settings)) | {"processes": plan.processes, "rounds": len(times)}
+        rows.append(dict(settings) | {"ms": ms, "p20": p20, "p80": p80} | sizes)
     if rank == 0:
         pd.DataFrame(rows).to_parquet(Path(folder) / "times.parquet")
     dist.destroy_process_group()
+
+
+def _sizes(plan: Plan, dim: int | None, ratio: float | None, **_: Any) -> dict[str, Any]:
+    """Return what the cost model asks of a model, where a row has one."""
+    if not dim:
+        return {}
+    model = asdict(dlrm(plan.cardinalities, dim, plan.num_dense, plan.bottom_mlp, plan.top_mlp, ratio or 1))
+    return {name: model[name] for name in ("features", "weights", "macs", "table_bytes")} | {
+        "array_bytes": model["array_bytes"] if ratio else None
+    }
 
 
 def _slowest(calls: Sequence[Call], rounds: int) -> np.ndarray:
