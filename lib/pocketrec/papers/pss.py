@@ -3,6 +3,7 @@
 latency       a training step of the suite's models and of a table of gigabytes, in turn in one process
 parallel      steps of two processes, sharded and replicated, and the rates that they rest on
 projection    the suite's trained table, projected to arrays of many sizes and read back
+dense         one of its tables, projected by the dense signs that the bound speaks of
 bound         the memory that is enough for an error, by `embeddings.pss.projection_rows`
 skipped       what was not measured, and why
 """
@@ -43,6 +44,8 @@ LARGE, LARGE_DIM = "criteo-kaggle", 64  # 8.6 GB
 PROJECTED = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)  # ratios
 SEEDS = 3
 EPSILONS = np.geomspace(0.003, 0.9, 40)
+DENSE_EPSILONS = (0.9, 0.6, 0.4, 0.25, 0.15)
+DENSE_ROWS = 20_000  # of the table that is projected densely, at most
 CHUNK = 8192  # rows of every table that are projected at a time
 
 
@@ -81,6 +84,7 @@ def measure(suite_dir: Path, small: bool = False) -> dict[str, pd.DataFrame]:
         smallest = min(trained, key=lambda record: record["sizes"]["full_bytes"])
         folder = suite_dir / "runs" / smallest["run"]
         tables["projection"] = projection(folder, smallest["parameters"], PROJECTED, 1 if small else SEEDS)
+        tables["dense"] = dense(folder, DENSE_EPSILONS, 1 if small else SEEDS)
         tables["bound"] = bound(_shape(smallest))
     return tables | {"skipped": pd.DataFrame(skipped, columns=["what", "reason", "command"])}
 
@@ -253,6 +257,36 @@ def _parts(table: Embedding) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         mask = numbers < limits
         ids = numbers.minimum(limits - 1)
         yield ids, table(ids), mask[..., None]
+
+
+def dense(folder: Path, epsilons: Sequence[float], seeds: int) -> pd.DataFrame:
+    """Project one table of a run by dense random signs into the memory that is enough for an error, and read it back.
+
+    It is the largest table of at most 20,000 rows. Columns: feature, rows, dim, epsilon, m (`projection_rows`), seed;
+    `rms` and `worst`, the error of the elements, relative to the norm of their column.
+    """
+    embedding = models.load(folder).embedding
+    sizes = [n if n <= DENSE_ROWS else 0 for n in embedding.cardinalities]
+    feature, dim = int(np.argmax(sizes)), embedding.dim
+    table = embedding.materialize(feature)[:DENSE_ROWS]
+    found = []
+    for epsilon in epsilons:
+        m = projection_rows(len(table), dim, epsilon)
+        for seed in range(seeds):
+            error = (densely_read(table, m, seed) - table) / table.norm(dim=0)
+            errors = {"rms": float(error.square().mean().sqrt()), "worst": float(error.abs().max())}
+            about = {"feature": feature, "rows": len(table), "dim": dim, "epsilon": epsilon, "m": m, "seed": seed}
+            found.append(about | errors)
+    return pd.DataFrame(found)
+
+
+def densely_read(table: Tensor, m: int, seed: int) -> Tensor:
+    """Return R^T R table for a table [rows, dim] and R [m, rows] of independent signs over the root of m."""
+    draw, read = torch.Generator().manual_seed(seed), torch.zeros_like(table)
+    for rows in torch.arange(m).split(256):
+        signs = torch.randint(2, (len(rows), len(table)), generator=draw, dtype=torch.int8).to(table.dtype) * 2 - 1
+        read += signs.T @ (signs @ table)
+    return read / m
 
 
 def _auc(model: nn.Module, rows: data.Dataset) -> float | None:
