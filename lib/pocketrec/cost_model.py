@@ -166,7 +166,7 @@ def assumptions(names: Iterable[str] = tuple(PEAKS)) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["assumption", "machine", "value", "unit", "reached", "source"])
 
 
-def calibrated(times: pd.DataFrame, name: str) -> Machine:
+def calibrated(times: pd.DataFrame, name: str = "this machine") -> Machine:
     """Return the machine on which `speed.parallel.bench` timed the parts of a step: the rates that fit them best.
 
     Messages of several sizes give latency, link and reduce; MLPs at several batches fixed and flops; lookups memory,

@@ -199,13 +199,18 @@ def iterations(paper: Paper) -> pd.DataFrame:
 
     The mean is geometric, of ratios paired by seed, with its 95 % t-interval (`low`, `high`); it is missing unless all
     seeds got there, and `more_than` then says what they exceed, for the stream ended. `at_most`: reached by the first
-    scoring, so the ratio may be smaller. Columns beside: dataset, method, variant, ratio_requested, moment, target,
-    seeds, reached (seeds that got there), within.
+    scoring, so the ratio may be smaller. A seed whose full table was there by the first scoring, or never, does not
+    count. Columns beside: dataset, method, variant, ratio_requested, moment, target, seeds, reached (seeds that got
+    there), within.
     """
     found = reached(paper)
     if found.empty:
         return found
-    full = found[found["method"] == "full"].set_index(["dataset", "seed", "moment"])["samples"].rename("full")
+    full = (
+        found[(found["method"] == "full") & ~found["first"]]
+        .set_index(["dataset", "seed", "moment"])["samples"]
+        .rename("full")
+    )
     small = found[found["method"] != "full"].join(full, on=["dataset", "seed", "moment"]).dropna(subset="full")
     cell = ["dataset", "method", "variant", "ratio_requested", "moment"]
     rows = [dict(zip(cell, key, strict=True)) | _paired(part) for key, part in small.groupby(cell)]
@@ -233,7 +238,7 @@ def iteration_table(paper: Paper, dataset: str) -> pd.DataFrame:
     """Lay `iterations` out for people: a row a target, a column a ratio."""
     table = iterations(paper)
     if table.empty or dataset not in set(table["dataset"]):
-        return pd.DataFrame({"": [f"no pair of learning curves on {dataset}: {RUN}"]})
+        return pd.DataFrame({"": [_nothing_to_compare(paper, dataset)]})
     table = table[table["dataset"] == dataset].assign(text=lambda t: [_times_text(row) for row in t.to_dict("records")])
     table["quality"] = [
         f"AUC {t:.4f}, full at {m:.0%} of its way" for t, m in zip(table["target"], table["moment"], strict=True)
@@ -242,6 +247,12 @@ def iteration_table(paper: Paper, dataset: str) -> pd.DataFrame:
     order = table.sort_values("ratio_requested")["cell"].unique()
     shown = table.pivot_table(index=["moment", "quality"], columns="cell", values="text", aggfunc="first")
     return shown.reindex(columns=order).droplevel("moment").rename_axis(index=None, columns=None)
+
+
+def _nothing_to_compare(paper: Paper, dataset: str) -> str:
+    if dataset in paper.datasets and {"full", METHOD} <= set(paper.of(dataset)["method"]):
+        return f"{dataset}: the full table is at its best by its first scoring, before which nothing is known"
+    return f"no pair of learning curves on {dataset}: {RUN}"
 
 
 def _cell_name(row: dict[str, Any]) -> str:
@@ -377,11 +388,16 @@ def _ratio_panel(ax: Axes, table: pd.DataFrame, hues: dict[tuple, Any]) -> None:
         ax.errorbar(rows["target"], rows["times"], np.nan_to_num(whisker), color=hue, marker="o", ms=5, lw=1.6)
         never = rows[rows["times"].isna()]
         ax.plot(never["target"], never["more_than"], linestyle="none", marker="^", color=hue, markersize=8)
+        if len(never):
+            ax.plot([], [], linestyle="none", marker="^", color=MUTED, label="more: not reached in the stream")
         height = rows["times"].fillna(rows["more_than"]).iloc[-1]
         ends.append((height, _cell_name(rows.iloc[0].to_dict()), hue))
     ax.set(yscale="log", xlabel="Quality aimed at (validation AUC)", ylabel="Samples, times the full table's (95 %)")
     _plain_log(ax, "y", [0.25, 0.5, 1, 2, 3, 5, 10, 20])
     _label_right_log(ax, ends)
+    handles = ax.get_legend_handles_labels()[0]
+    if handles:
+        ax.legend(handles=handles[-1:], frameon=False, fontsize=8.5, loc="lower left")
 
 
 def _plain_log(ax: Axes, axis: str, ticks: list[float]) -> None:
@@ -410,7 +426,8 @@ def _ratio_finding(table: pd.DataFrame) -> str:
     ratio = times(rows["ratio_requested"].iloc[0])
     if there.empty:
         return f"pss {ratio} reaches none of the qualities within the stream"
-    span = f"{there['times'].min():.2g} to {there['times'].max():.2g} times the samples"
+    low, high = f"{there['times'].min():.2g}", f"{there['times'].max():.2g}"
+    span = f"{low} times the samples" if low == high else f"{low} to {high} times the samples"
     return f"pss {ratio} needs {span}" + (
         f", and does not reach {len(never)} of {len(rows)} qualities" if len(never) else ""
     )
@@ -875,8 +892,8 @@ def _bound(paper: Paper) -> Verdict:
     margin = "" if np.isnan(half) else f" ± {half:.3f}"
     here = (
         f"{table['dataset'].iloc[0]}, trained table: the error goes as memory to the power {slope:.3f}{margin}; with "
-        f"the dense signs of the bound the worst element stays below it in {int(kept.sum())} of {len(kept)} projections; "
-        f"with one sign an element, as PSS has it, in {_below_bound(paper)}"
+        f"dense signs the worst element lies below the bound in {int(kept.sum())} of {len(kept)} projections, with one "
+        f"sign an element, as PSS has it, in {_below_bound(paper)}"
     ).replace("-", "−")
     near = abs(slope + 0.5) <= max(0.01, np.nan_to_num(half))
     return Verdict(claim, published, here, HOLDS if near and kept.all() else FAILS)
