@@ -17,7 +17,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pocketrec import cost_model
 from pocketrec.files import read_yaml
@@ -147,37 +147,38 @@ def _bare(ax: Axes, wide: int, tall: int, title: str) -> None:
 
 
 def reached(paper: Paper) -> pd.DataFrame:
-    """Return how many samples each run needs to reach what the full table has after some: one row a run and target.
+    """Return how many samples each run needs to be as good as the full table of its seed is after some.
 
-    A target is the mean validation AUC of the full table's seeds at a share of the samples up to its best. Between two
-    scorings the curve is taken as straight; before the first one nothing is known, and `first` says that the run was
-    there by then. Columns: dataset, method, variant, ratio_requested, seed, moment (the share), target (AUC), samples
-    (missing where not reached), first, within (samples of the run).
+    That is at its first scoring, and at shares of the samples up to the best score of the full table's mean curve. One
+    row a compressed run and target; between two scorings a curve is taken as straight. Columns: dataset, method,
+    variant, ratio_requested, seed, moment (the share), full (samples of the full table), target (its validation AUC
+    there), samples (missing where not reached), first (there by the first scoring), within (samples of the run).
     """
     rows = []
     for dataset in paper.datasets:
-        points = paper.of(dataset)
-        for moment, target in _targets(points[points["method"] == "full"]):
-            for run, curve in points.groupby("run"):
-                curve = curve.sort_values("samples")
-                samples, first = _crossing(curve, target)
+        points = paper.of(dataset).sort_values("samples")
+        full = {seed: curve for seed, curve in points[points["method"] == "full"].groupby("seed")}
+        for (run, seed), curve in points[points["method"] != "full"].groupby(["run", "seed"]):
+            if seed not in full:
+                continue
+            about = {name: curve[name].iloc[0] for name in ("dataset", "method", "variant", "ratio_requested")}
+            for moment, samples in _moments(points[points["method"] == "full"]):
+                target = float(np.interp(samples, full[seed]["samples"], full[seed]["validation_auc"]))
+                needed, first = _crossing(curve, target)
                 rows.append(
-                    {name: curve[name].iloc[0] for name in ("dataset", "method", "variant", "ratio_requested", "seed")}
-                    | {"run": run, "moment": moment, "target": target, "samples": samples, "first": first}
-                    | {"within": curve["samples"].max()}
+                    about
+                    | {"run": run, "seed": seed, "moment": moment, "full": samples, "target": target}
+                    | {"samples": needed, "first": first, "within": curve["samples"].max()}
                 )
     return pd.DataFrame(rows)
 
 
-def _targets(full: pd.DataFrame) -> Iterator[tuple[float, float]]:
-    """Yield shares of the way to the best score, and the mean AUC there; none lies before the first scoring."""
-    if full.empty:
-        return
+def _moments(full: pd.DataFrame) -> list[tuple[float, float]]:
+    """Return shares of the samples up to the best of the mean curve, from the first scoring on, and the samples."""
     mean = full.groupby("samples")["validation_auc"].mean()
-    best = mean.idxmax()
-    for moment in MOMENTS:
-        if moment * best >= mean.index[0]:
-            yield moment, float(np.interp(moment * best, mean.index, mean))
+    first, best = mean.index[0], mean.idxmax()
+    later = [moment for moment in MOMENTS if moment * best > 1.01 * first]
+    return [(moment, moment * best) for moment in (first / best, *later)]
 
 
 def _crossing(curve: pd.DataFrame, target: float) -> tuple[float, bool]:
@@ -199,21 +200,14 @@ def iterations(paper: Paper) -> pd.DataFrame:
 
     The mean is geometric, of ratios paired by seed, with its 95 % t-interval (`low`, `high`); it is missing unless all
     seeds got there, and `more_than` then says what they exceed, for the stream ended. `at_most`: reached by the first
-    scoring, so the ratio may be smaller. A seed whose full table was there by the first scoring, or never, does not
-    count. Columns beside: dataset, method, variant, ratio_requested, moment, target, seeds, reached (seeds that got
-    there), within.
+    scoring, so the ratio may be smaller. Columns beside: dataset, method, variant, ratio_requested, moment, target
+    (mean), seeds, reached (seeds that got there), within.
     """
     found = reached(paper)
     if found.empty:
         return found
-    full = (
-        found[(found["method"] == "full") & ~found["first"]]
-        .set_index(["dataset", "seed", "moment"])["samples"]
-        .rename("full")
-    )
-    small = found[found["method"] != "full"].join(full, on=["dataset", "seed", "moment"]).dropna(subset="full")
     cell = ["dataset", "method", "variant", "ratio_requested", "moment"]
-    rows = [dict(zip(cell, key, strict=True)) | _paired(part) for key, part in small.groupby(cell)]
+    rows = [dict(zip(cell, key, strict=True)) | _paired(part) for key, part in found.groupby(cell)]
     return pd.DataFrame(rows)
 
 
@@ -222,7 +216,7 @@ def _paired(part: pd.DataFrame) -> dict[str, Any]:
     all_there = bool(logs.notna().all())
     mean, half = logs.mean(), half_width(logs.std(), len(logs))
     return {
-        "target": part["target"].iloc[0],
+        "target": part["target"].mean(),
         "times": np.exp(mean) if all_there else np.nan,
         "low": np.exp(mean - half) if all_there else np.nan,
         "high": np.exp(mean + half) if all_there else np.nan,
@@ -238,7 +232,7 @@ def iteration_table(paper: Paper, dataset: str) -> pd.DataFrame:
     """Lay `iterations` out for people: a row a target, a column a ratio."""
     table = iterations(paper)
     if table.empty or dataset not in set(table["dataset"]):
-        return pd.DataFrame({"": [_nothing_to_compare(paper, dataset)]})
+        return pd.DataFrame({"": [f"no pair of learning curves on {dataset}: {RUN}"]})
     table = table[table["dataset"] == dataset].assign(text=lambda t: [_times_text(row) for row in t.to_dict("records")])
     table["quality"] = [
         f"AUC {t:.4f}, full at {m:.0%} of its way" for t, m in zip(table["target"], table["moment"], strict=True)
@@ -247,12 +241,6 @@ def iteration_table(paper: Paper, dataset: str) -> pd.DataFrame:
     order = table.sort_values("ratio_requested")["cell"].unique()
     shown = table.pivot_table(index=["moment", "quality"], columns="cell", values="text", aggfunc="first")
     return shown.reindex(columns=order).droplevel("moment").rename_axis(index=None, columns=None)
-
-
-def _nothing_to_compare(paper: Paper, dataset: str) -> str:
-    if dataset in paper.datasets and {"full", METHOD} <= set(paper.of(dataset)["method"]):
-        return f"{dataset}: the full table is at its best by its first scoring, before which nothing is known"
-    return f"no pair of learning curves on {dataset}: {RUN}"
 
 
 def _cell_name(row: dict[str, Any]) -> str:
@@ -547,6 +535,7 @@ def model_check(paper: Paper) -> Figure:
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
     ax.set(xlabel="Measured step, two processes (ms)", ylabel="Predicted (ms)")
     for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_locator(NullLocator())
     ax.legend(frameon=False)
@@ -834,7 +823,7 @@ def _more_iterations(paper: Paper) -> Verdict:
     if table.empty:
         return Verdict(claim, published, "No curves of full and pss at 10,000× over a stream", UNTESTED, "both", RUN)
     row = table.iloc[0].to_dict()
-    aim = "to the quality that the full table has after 1/4.5 of the stream"
+    aim = "to the quality that the full table has after 1/4.5 of the samples"
     here = f"{row['dataset']}, {row['seeds']} seeds, {aim}: {_times_text(row)}"
     if pd.isna(row["times"]):
         return Verdict(claim, published, here, FAILS if not row["reached"] else UNTESTED, *_longer(row["reached"]))
