@@ -117,13 +117,13 @@ def drawing(rows: int = 5, dim: int = 4, size: int = 6) -> Figure:
     place = np.random.default_rng(3).integers(0, size, (rows, dim))
     sign = np.random.default_rng(1).choice(["+", "−"], (rows, dim))
     hues = sns.color_palette("Set2", size)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 2.7), width_ratios=[dim, size], layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 2.7), width_ratios=[dim, size], layout="constrained")
     for (x, i), slot in np.ndenumerate(place):
         _cell(left, i, x, hues[slot], f"{sign[x, i]}M[{slot}]")
     for slot, hue in enumerate(hues):
         _cell(right, slot, (rows - 1) / 2, hue, f"M[{slot}]")
-    _bare(left, dim, rows, f"{rows * dim} elements of a table: none is stored")
-    _bare(right, size, rows, f"the array M: {size} numbers, all that is stored")
+    _bare(left, dim, rows, f"A table: {rows * dim} numbers, none stored")
+    _bare(right, size, rows, f"The array M: {size} numbers, all that is stored")
     left.set_yticks(range(rows), [f"id {x}" for x in range(rows)])
     return figure
 
@@ -140,7 +140,7 @@ def _bare(ax: Axes, wide: int, tall: int, title: str) -> None:
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.grid(False)
-    _title(ax, title, 44)
+    _title(ax, title, 60)
 
 
 # iterations to the same quality
@@ -558,7 +558,8 @@ def predictions(ratio: float = RATIO) -> pd.DataFrame:
 def where_it_comes_from() -> Figure:
     """Predicted: how many times faster a step is with the array replicated than with full tables, by GPUs and batch.
 
-    Framed where the published 4.3 is reached; empty where the full tables do not fit.
+    Framed where the published 4.3 is reached; hatched where the full tables do not fit, or one host's memory does not
+    serve all GPUs.
     """
     predicted = predictions()
     panels = [
@@ -641,7 +642,7 @@ def time_to_quality(paper: Paper) -> pd.DataFrame:
 def trade_off(paper: Paper) -> Figure:
     """Iterations against latency: above the line the compressed model is sooner there, below it later.
 
-    A dot is a quality that was reached, a triangle one that was not, with what it exceeds. Predictions are dashed.
+    A triangle is a quality that was not reached, at what it exceeds. Predictions are dashed.
     """
     points = time_to_quality(paper)
     figure, ax = plt.subplots(figsize=(8.2, 5.2), layout="constrained")
@@ -666,7 +667,9 @@ def trade_off(paper: Paper) -> Figure:
     ax.set(xlabel="Iterations to the same quality, compressed over full", ylabel="Time of a step, full over compressed")
     for axis in "xy":
         _plain_log(ax, axis, [0.5, 1, 2, 4.5, 10, 20])
-    ax.legend(frameon=False, loc="lower right", fontsize=9, bbox_to_anchor=(1, 0.1))
+    if len(points) and points["iterations"].isna().any():
+        ax.plot([], [], ">", color=colour(METHOD), markerfacecolor="none", label="not reached: lies further right")
+    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
     _title(ax, _trade_finding(points), 84)
     return figure
 
