@@ -152,7 +152,8 @@ def reached(paper: Paper) -> pd.DataFrame:
     That is at its first scoring, and at shares of the samples up to the best score of the full table's mean curve. One
     row a compressed run and target; between two scorings a curve is taken as straight. Columns: dataset, method,
     variant, ratio_requested, seed, moment (the share), full (samples of the full table), target (its validation AUC
-    there), samples (missing where not reached), first (there by the first scoring), within (samples of the run).
+    there), mean_target (over the seeds), samples (missing where not reached), first (there by the first scoring), within
+    (samples of the run).
     """
     rows = []
     for dataset in paper.datasets:
@@ -162,23 +163,25 @@ def reached(paper: Paper) -> pd.DataFrame:
             if seed not in full:
                 continue
             about = {name: curve[name].iloc[0] for name in ("dataset", "method", "variant", "ratio_requested")}
-            for moment, samples in _moments(points[points["method"] == "full"]):
+            for moment, samples, mean_target in _moments(points[points["method"] == "full"]):
                 target = float(np.interp(samples, full[seed]["samples"], full[seed]["validation_auc"]))
                 needed, first = _crossing(curve, target)
                 rows.append(
                     about
                     | {"run": run, "seed": seed, "moment": moment, "full": samples, "target": target}
+                    | {"mean_target": mean_target}
                     | {"samples": needed, "first": first, "within": curve["samples"].max()}
                 )
     return pd.DataFrame(rows)
 
 
-def _moments(full: pd.DataFrame) -> list[tuple[float, float]]:
-    """Return shares of the samples up to the best of the mean curve, from the first scoring on, and the samples."""
+def _moments(full: pd.DataFrame) -> list[tuple[float, float, float]]:
+    """Return shares of the samples up to the best of the mean curve, from the first scoring on; the samples; the AUC."""
     mean = full.groupby("samples")["validation_auc"].mean()
     first, best = mean.index[0], mean.idxmax()
     later = [moment for moment in MOMENTS if moment * best > 1.01 * first]
-    return [(moment, moment * best) for moment in (first / best, *later)]
+    shares = [(moment, moment * best) for moment in (first / best, *later)]
+    return [(moment, samples, float(np.interp(samples, mean.index, mean))) for moment, samples in shares]
 
 
 def _crossing(curve: pd.DataFrame, target: float) -> tuple[float, bool]:
@@ -201,7 +204,7 @@ def iterations(paper: Paper) -> pd.DataFrame:
     The mean is geometric, of ratios paired by seed, with its 95 % t-interval (`low`, `high`); it is missing unless all
     seeds got there, and `more_than` then says what they exceed, for the stream ended. `at_most`: reached by the first
     scoring, so the ratio may be smaller. Columns beside: dataset, method, variant, ratio_requested, moment, target
-    (mean), seeds, reached (seeds that got there), within.
+    (mean over the full table's seeds), seeds, reached (seeds that got there), within.
     """
     found = reached(paper)
     if found.empty:
@@ -216,7 +219,7 @@ def _paired(part: pd.DataFrame) -> dict[str, Any]:
     all_there = bool(logs.notna().all())
     mean, half = logs.mean(), half_width(logs.std(), len(logs))
     return {
-        "target": part["target"].mean(),
+        "target": part["mean_target"].iloc[0],
         "times": np.exp(mean) if all_there else np.nan,
         "low": np.exp(mean - half) if all_there else np.nan,
         "high": np.exp(mean + half) if all_there else np.nan,
