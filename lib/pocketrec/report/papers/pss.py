@@ -46,6 +46,7 @@ ITERATIONS, LATENCY, AUC = 4.5, 4.3, 0.8025  # as published
 SOURCE = "Desai & Shrivastava, NeurIPS 2022, abstract"
 MOMENTS = (1 / 6, 1 / ITERATIONS, 1 / 3, 1 / 2, 2 / 3, 9 / 10)  # of the full table's way to its best score
 TERABYTE = "criteo-tb-40m"
+BAND_SEEDS = 3  # that a band in a picture takes
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 BATCHES = (2048, 8192, 32_768, 131_072)
 MEASURE, RUN = "make measure SUITE=paper_pss", "make run SUITE=paper_pss"
@@ -152,8 +153,8 @@ def reached(paper: Paper) -> pd.DataFrame:
     That is at its first scoring, and at shares of the samples up to the best score of the full table's mean curve. One
     row a compressed run and target; between two scorings a curve is taken as straight. Columns: dataset, method,
     variant, ratio_requested, seed, moment (the share), full (samples of the full table), target (its validation AUC
-    there), mean_target (over the seeds), samples (missing where not reached), first (there by the first scoring), within
-    (samples of the run).
+    there), mean_target (over the seeds), samples (missing where not reached), first (there by the first scoring),
+    within (samples of the run).
     """
     rows = []
     for dataset in paper.datasets:
@@ -176,7 +177,7 @@ def reached(paper: Paper) -> pd.DataFrame:
 
 
 def _moments(full: pd.DataFrame) -> list[tuple[float, float, float]]:
-    """Return shares of the samples up to the best of the mean curve, from the first scoring on; the samples; the AUC."""
+    """Return shares of the way to the best of the mean curve, from the first scoring on; samples and AUC there."""
     mean = full.groupby("samples")["validation_auc"].mean()
     first, best = mean.index[0], mean.idxmax()
     later = [moment for moment in MOMENTS if moment * best > 1.01 * first]
@@ -262,7 +263,7 @@ def _times_text(row: dict[str, Any]) -> str:
 
 @house_style
 def learning(paper: Paper) -> Figure:
-    """Validation AUC by samples, a panel a dataset; bands are 95 % intervals over seeds, darker is smaller."""
+    """Validation AUC by samples, a panel a dataset; darker is smaller. Bands: 95 % intervals, from three seeds on."""
     if not paper.datasets:
         return _sentence(f"No learning curve to show: {RUN}.")
     figure, axes = _panels(len(paper.datasets), 5.8, 4.1)
@@ -278,6 +279,7 @@ def _learning_panel(ax: Axes, points: pd.DataFrame) -> None:
         stats = part.groupby("samples")["validation_auc"].agg(["mean", "std", "count"])
         half = half_width(stats["std"], stats["count"])
         ax.plot(stats.index, stats["mean"], color=hues[cell], linewidth=1.8, marker="o", markersize=3)
+        half = half.where(stats["count"] >= BAND_SEEDS)
         ax.fill_between(
             stats.index, stats["mean"] - half, stats["mean"] + half, color=hues[cell], alpha=0.2, linewidth=0
         )
@@ -356,7 +358,10 @@ def overfitting(paper: Paper) -> pd.DataFrame:
 
 @house_style
 def iteration_ratios(paper: Paper) -> Figure:
-    """Iterations against the full table's, by the quality aimed at; an arrow where the stream ended before."""
+    """Iterations against the full table's, by the quality aimed at; a triangle where the stream ended before.
+
+    Whiskers are 95 % intervals over three seeds or more; two say next to nothing, and stand in the table.
+    """
     table = iterations(paper)
     if table.empty:
         return _sentence(f"No pair of learning curves: {RUN}.")
@@ -375,7 +380,8 @@ def _ratio_panel(ax: Axes, table: pd.DataFrame, hues: dict[tuple, Any]) -> None:
     ax.axhline(ITERATIONS, color=INK, linewidth=1.2, linestyle=CEILING)
     for cell, rows in table.groupby(["method", "variant", "ratio_requested"]):
         rows, hue = rows.sort_values("target"), hues[cell]
-        whisker = [rows["times"] - rows["low"], rows["high"] - rows["times"]]
+        told = rows["seeds"] >= BAND_SEEDS
+        whisker = [(rows["times"] - rows["low"]).where(told), (rows["high"] - rows["times"]).where(told)]
         ax.errorbar(rows["target"], rows["times"], np.nan_to_num(whisker), color=hue, marker="o", ms=5, lw=1.6)
         never = rows[rows["times"].isna()]
         ax.plot(never["target"], never["more_than"], linestyle="none", marker="^", color=hue, markersize=8)
@@ -384,6 +390,7 @@ def _ratio_panel(ax: Axes, table: pd.DataFrame, hues: dict[tuple, Any]) -> None:
         height = rows["times"].fillna(rows["more_than"]).iloc[-1]
         ends.append((height, _cell_name(rows.iloc[0].to_dict()), hue))
     ax.set(yscale="log", xlabel="Quality aimed at (validation AUC)", ylabel="Samples, times the full table's (95 %)")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     _plain_log(ax, "y", [0.25, 0.5, 1, 2, 3, 5, 10, 20])
     _label_right_log(ax, ends)
     handles = ax.get_legend_handles_labels()[0]
