@@ -11,7 +11,6 @@ timed is timed in turn, the parts as well as the steps, in all processes at once
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from pocketrec.cost_model import REPLICATED, SHARDED, dlrm
 from pocketrec.data import Batch
 from pocketrec.measure import zipf_ids
 from pocketrec.optim import SGD, in_place, optimizers
+from pocketrec.speed import machine
 from pocketrec.speed.dlrm import _Nothing, _Rival
 from pocketrec.training import train_step
 
@@ -85,11 +85,12 @@ def join(folder: str, rank: int, processes: int) -> None:
 def _loopback() -> str:
     """Return the name of the interface of this machine that no other machine reaches."""
     found = psutil.net_if_addrs().items()
-    return next(n for n, all_ in found if any(a.family == socket.AF_INET and a.address == "127.0.0.1" for a in all_))
+    return next((name for name, addresses in found if any(a.address == "127.0.0.1" for a in addresses)), "lo")
 
 
 def _process(rank: int, plan: Plan, folder: str) -> None:
     join(folder, rank, plan.processes)
+    machine.steady_memory()
     calls = _calls(plan)
     rows = []
     for settings, times in zip(calls, _slowest(list(calls.values()), plan.rounds), strict=True):
@@ -106,9 +107,7 @@ def _sizes(plan: Plan, dim: int | None, ratio: float | None, **_: Any) -> dict[s
     if not dim:
         return {}
     model = asdict(dlrm(plan.cardinalities, dim, plan.num_dense, plan.bottom_mlp, plan.top_mlp, ratio or 1))
-    return {name: model[name] for name in ("features", "weights", "macs", "table_bytes")} | {
-        "array_bytes": model["array_bytes"] if ratio else None
-    }
+    return model | {"dim": dim, "array_bytes": model["array_bytes"] if ratio else None}
 
 
 def _slowest(calls: Sequence[Call], rounds: int) -> np.ndarray:
