@@ -28,10 +28,9 @@ from pocketrec.data import Batch
 from pocketrec.data.sources import planted
 from pocketrec.embeddings.base import Embedding, full_bytes, undrawn
 from pocketrec.embeddings.pss import Pss, projection_rows
-from pocketrec.files import read_yaml
+from pocketrec.kernels import native
 from pocketrec.metrics import scores
 from pocketrec.optim import in_place, optimizers
-from pocketrec.paths import PARAMS
 from pocketrec.report.results import read_records
 from pocketrec.speed import machine, parallel
 from pocketrec.speed.bench import Options, drawn_ids, rounds
@@ -70,7 +69,7 @@ def measure(suite_dir: Path, small: bool = False) -> dict[str, pd.DataFrame]:
 
     `small` takes tiny sizes in place of all but the suite's own, for tests.
     """
-    machine.steady_memory()
+    native.keep_memory()
     skipped: list[dict[str, str]] = []
     trained = _trained(suite_dir)
     if not trained:
@@ -110,8 +109,9 @@ def _shape(record: dict[str, Any]) -> Shape:
 
 def _large() -> Shape:
     """Return the largest tables at hand with the MLPs of the papers."""
-    cardinalities = tuple(read_yaml(PARAMS / "tables" / f"{LARGE}.yaml")["cardinalities"])
-    return Shape(f"{LARGE}, dim {LARGE_DIM}", cardinalities, LARGE_DIM, 13, (512, 256, 64), (512, 256))
+    recipe = data.recipe(LARGE)
+    mlps = {name: recipe[name] for name in ("bottom_mlp", "top_mlp")}
+    return Shape(f"{LARGE}, dim {LARGE_DIM}", data.published_cardinalities(LARGE), LARGE_DIM, planted.DENSE, **mlps)
 
 
 def _plan(small: bool) -> parallel.Plan:

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from pocketrec import embeddings, models
 from pocketrec.cost_model import REPLICATED, SHARDED, dlrm
 from pocketrec.data import Batch
+from pocketrec.kernels import native
 from pocketrec.measure import zipf_ids
 from pocketrec.optim import SGD, in_place, optimizers
-from pocketrec.speed import machine
 from pocketrec.speed.dlrm import _Nothing, _Rival
 from pocketrec.training import train_step
 
@@ -90,7 +90,7 @@ def _loopback() -> str:
 
 def _process(rank: int, plan: Plan, folder: str) -> None:
     join(folder, rank, plan.processes)
-    machine.steady_memory()
+    native.keep_memory()
     calls = _calls(plan)
     rows = []
     for settings, times in zip(calls, _slowest(list(calls.values()), plan.rounds), strict=True):

@@ -489,10 +489,10 @@ def step_times(paper: Paper) -> Figure:
 
 def terabyte(ratio: float = RATIO) -> cost_model.Model:
     """Return the claim's model, MLPerf's DLRM on Criteo-TB with 96 GB of tables, and an array `ratio` times smaller."""
-    tables = read_yaml(PARAMS / "tables" / f"{TERABYTE}.yaml")
-    recipe = read_yaml(PARAMS / "datasets" / "criteo-tb.yaml")["recipe"]
-    sizes = (tables["cardinalities"], tables["dim"], 13, recipe["bottom_mlp"], recipe["top_mlp"])
-    return cost_model.dlrm(*sizes, ratio)
+    about = read_yaml(PARAMS / "datasets" / "criteo-tb.yaml")
+    recipe = about["recipe"]
+    (cardinalities,) = [t["cardinalities"] for t in about["published"]["tables"] if t["name"] == TERABYTE]
+    return cost_model.dlrm(cardinalities, recipe["dim"], 13, recipe["bottom_mlp"], recipe["top_mlp"], ratio)
 
 
 def assumptions() -> pd.DataFrame:
