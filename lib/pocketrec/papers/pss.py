@@ -5,6 +5,7 @@ parallel      steps of two processes, sharded and replicated, and the rates that
 projection    the suite's trained table, projected to arrays of many sizes and read back
 dense         one of its tables, projected by the dense signs that the bound speaks of
 bound         the memory that is enough for an error, by `embeddings.pss.projection_rows`
+same_rows     the differences of AUC to the full table on the same test rows, see `papers.same_rows`
 skipped       what was not measured, and why
 """
 
@@ -31,6 +32,8 @@ from pocketrec.embeddings.pss import Pss, projection_rows
 from pocketrec.kernels import native
 from pocketrec.metrics import scores
 from pocketrec.optim import in_place, optimizers
+from pocketrec.papers.same_rows import same_rows
+from pocketrec.papers.same_rows import skipped as untested
 from pocketrec.report.results import read_records
 from pocketrec.speed import machine, parallel
 from pocketrec.speed.bench import Options, drawn_ids, rounds
@@ -75,7 +78,9 @@ def measure(suite_dir: Path, small: bool = False) -> dict[str, pd.DataFrame]:
     if not trained:
         skipped.append(_skip("the suite's own sizes and table", f"{suite_dir} keeps no trained full table", "run"))
     shapes = [_shape(record) for record in trained] + [TINY if small else _large()]
+    tested = same_rows(suite_dir)
     tables = {
+        "same_rows": tested,
         "latency": latency(shapes, Options(rounds=2 if small else 15, patience=0 if small else 1), skipped),
         "parallel": parallel.bench(_plan(small)),
     }
@@ -85,7 +90,8 @@ def measure(suite_dir: Path, small: bool = False) -> dict[str, pd.DataFrame]:
         tables["projection"] = projection(folder, smallest["parameters"], PROJECTED, 1 if small else SEEDS)
         tables["dense"] = dense(folder, DENSE_EPSILONS, 1 if small else SEEDS)
         tables["bound"] = bound(_shape(smallest))
-    return tables | {"skipped": pd.DataFrame(skipped, columns=["what", "reason", "command"])}
+    left_out = [pd.DataFrame(skipped, columns=["what", "reason", "command"]), untested(tested)]
+    return tables | {"skipped": pd.concat(left_out, ignore_index=True)}
 
 
 def _trained(suite_dir: Path) -> list[dict[str, Any]]:

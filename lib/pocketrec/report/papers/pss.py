@@ -811,7 +811,8 @@ def _no_loss(paper: Paper) -> Verdict:
     found = differences(paper.runs)
     found = found[(found["method"] == METHOD) & (found["ratio_requested"] == RATIO)]
     told = [
-        f"{row['dataset']}: test AUC {_signed(row['difference'])} ± {row['difference_ci']:.4f} ({row['seeds']} seeds)"
+        f"{row['dataset']}: test AUC {_signed(row['difference'])} ± {row['difference_ci']:.4f} ({row['seeds']} seeds"
+        f"{_on_rows(paper, row)})"
         for row in found.to_dict("records")
     ]
     return Verdict(
@@ -822,6 +823,29 @@ def _no_loss(paper: Paper) -> Verdict:
         "Criteo-TB and a GPU",
         "make all SUITE=pss_criteo_tb",
     )
+
+
+def same_rows(paper: Paper) -> pd.DataFrame:
+    """Return the differences of test AUC to the full table on the same rows, with their intervals: a row a cell.
+
+    Of the mean over seeds, or of the only seed: the interval is about other test rows, not about another training.
+    """
+    tested = paper.measured.get("same_rows", pd.DataFrame(columns=["difference"])).dropna(subset="difference")
+    if tested.empty:
+        return pd.DataFrame({"": [f"not tested on the same rows: {MEASURE}"]})
+    cell = ["dataset", "method", "variant", "ratio_requested"]
+    tested = tested.sort_values("seed", na_position="first").drop_duplicates(cell).sort_values(cell)
+    return tested[[*cell, "difference", "low", "high", "p", "positives", "negatives"]].reset_index(drop=True)
+
+
+def _on_rows(paper: Paper, row: dict[str, Any]) -> str:
+    """Write the interval of a cell's difference over test rows, where it was tested."""
+    tested = same_rows(paper)
+    if "difference" not in tested:
+        return ""
+    same = (tested["dataset"] == row["dataset"]) & (tested["method"] == METHOD) & (tested["ratio_requested"] == RATIO)
+    found = tested[same].to_dict("records")
+    return f"; on the same rows {_signed(found[0]['low'])} to {_signed(found[0]['high'])}" if found else ""
 
 
 def _more_iterations(paper: Paper) -> Verdict:
