@@ -26,12 +26,6 @@ from pocketrec.suite.spec import Limits
 
 PATIENCE = 900  # seconds; on a busy machine a cluster takes its time
 pytestmark = pytest.mark.timeout(2 * PATIENCE)
-PORTS = {
-    "runtime-env-agent": 5001,
-    "dashboard-agent-listen": 5002,
-    "dashboard-agent-grpc": 5003,
-    "metrics-export": 5004,
-}
 PLANTED = "source: planted\noptions: {rows: 2000, scale: 0.0001, seed: 0}\n"
 LOSE_MACHINE = """
 import psutil
@@ -243,9 +237,8 @@ class Node:
         here = [f"--node-ip-address={self.address}", f"--temp-dir={self.scratch}"]
         small = [f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=100000000"]
         lean = ["--include-dashboard=false", "--include-log-monitor=false"]
-        known = [f"--{name}-port={port}" for name, port in PORTS.items()]  # so that Ray need not wait to learn them
         done = subprocess.run(
-            [*ray, *here, *small, *lean, *known],
+            [*ray, *here, *small, *lean],
             env=self.site.environment | {"TMPDIR": str(self.scratch)},
             capture_output=True,
             text=True,
