@@ -17,11 +17,7 @@ from pocketrec.optim import RowwiseAdagrad
 from pocketrec.suite.sizes import tables as published
 
 KAGGLE, _ = published("criteo-kaggle")
-# Criteo-TB with ids capped at 10 M and negatives sub-sampled: cardinalities of MLPerf's inference reference
-TB_10M = [
-    9980333, 36084, 17217, 7378, 20134, 3, 7112, 1442, 61, 9758201, 1333352, 313829, 10,
-    2208, 11156, 122, 4, 970, 14, 9994222, 7267859, 9946608, 415421, 12420, 101, 36,
-]  # fmt: skip
+TB_10M, _ = published("criteo-tb-10m")
 
 
 def ratio(cardinalities, dim, tables, rank):

@@ -174,6 +174,52 @@ def test_a_cluster_that_does_not_answer(monkeypatch, address):
         executors.find("ray")(SUITE).prepare([])
 
 
+def once(monkeypatch, result=None, machines=1, ready=True):
+    """Execute a run on a stand-in for Ray; return what came of it and how many tasks were cancelled."""
+    from pocketrec.suite.executors import ray
+
+    def get(task, timeout):
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    cancelled = []
+    node = {"NodeID": "a", "NodeManagerAddress": "1", "Alive": True, "Resources": {"CPU": 2.0}}
+    task = SimpleNamespace(options=lambda **asked: SimpleNamespace(remote=lambda *given: "task"))
+    stand_in = SimpleNamespace(
+        remote=lambda function: task,
+        wait=lambda tasks, timeout: (tasks if ready else [], []),
+        get=get,
+        nodes=lambda: [node] * machines,
+        cancel=cancelled.append,
+    )
+    monkeypatch.setattr(ray, "ray", stand_in)
+    monkeypatch.setattr(ray, "PATIENCE_SECONDS", 0)
+    try:
+        return ray.Ray(SUITE)._once(made_run(), "run", lambda: False, b""), cancelled
+    except NoResult as problem:
+        return (str(problem), problem.status, problem.again), cancelled
+
+
+@needs_ray
+def test_what_ray_says_of_a_task(monkeypatch):
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+
+    assert once(monkeypatch, ("ended", b"")) == (("ended", b""), [])
+    for error in (WorkerCrashedError(), NodeDiedError("gone")):
+        lost = f"its machine was lost ({type(error).__name__})"
+        assert once(monkeypatch, error) == ((lost, "crashed", True), [])
+    assert once(monkeypatch, OutOfMemoryError("full"))[0][1:] == ("oom", True)
+    fault = RayTaskError("carry_out", "a trace", ValueError("wrong"))
+    assert once(monkeypatch, fault)[0] == ("ValueError: wrong", "failed", False)
+
+
+@needs_ray
+def test_a_run_that_no_machine_can_take_any_more_is_cancelled(monkeypatch):
+    message = "no machine of the cluster offers 1 CPU, 0 GPUs any more"
+    assert once(monkeypatch, machines=0, ready=False) == ((message, "crashed", True), ["task"])
+
+
 class Node:
     """A machine of its own: a network namespace, a checkout, a data folder."""
 
@@ -187,24 +233,12 @@ class Node:
         return ("ip", "netns", "exec", self.namespace)
 
     def join(self, *arguments: str, cpus: int) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "ray.scripts.scripts",
-            "start",
-            *arguments,
-            f"--node-ip-address={self.address}",
-        ]
-        limits = [f"--num-cpus={cpus}", f"--temp-dir={self.scratch}", "--object-store-memory=100000000"]
+        ray = [*self.prefix, sys.executable, "-m", "ray.scripts.scripts", "start", *arguments]
+        here = [f"--node-ip-address={self.address}", f"--temp-dir={self.scratch}"]
+        small = [f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=100000000"]
+        lean = ["--include-dashboard=false", "--include-log-monitor=false"]
         done = subprocess.run(
-            [
-                *self.prefix,
-                *command,
-                *limits,
-                "--num-gpus=0",
-                "--include-dashboard=false",
-                "--include-log-monitor=false",
-            ],
+            [*ray, *here, *small, *lean],
             env=self.site.environment | {"TMPDIR": str(self.scratch)},
             capture_output=True,
             text=True,

@@ -38,6 +38,14 @@ def test_other_code_makes_them_stale(suite, monkeypatch):
     assert not measured.up_to_date(suite)
 
 
+def test_a_further_run_makes_them_stale(suite):
+    measured.measure(suite)
+    run = suite.folder / "runs/robe/planted/r10-s0/record.json"
+    run.parent.mkdir(parents=True)
+    run.write_text('{"status": "done"}')
+    assert not measured.up_to_date(suite)
+
+
 def test_one_that_stops_leaves_nothing(suite, monkeypatch):
     def stop(folder):
         raise RuntimeError("no")

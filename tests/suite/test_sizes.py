@@ -10,7 +10,12 @@ from pocketrec.files import read_yaml
 from pocketrec.suite import spec
 from pocketrec.suite.sizes import RATIOS, sizes, tables
 
-PUBLISHED = {"criteo-kaggle": (33_762_577, 16), "criteo-tb-40m": (187_767_399, 128), "avazu": (9_449_445, 16)}
+PUBLISHED = {
+    "criteo-kaggle": (33_762_577, 16),
+    "criteo-tb-10m": (49_126_297, 64),
+    "criteo-tb-40m": (187_767_399, 128),
+    "avazu": (9_449_445, 16),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -24,6 +24,7 @@ from pocketrec.speed.machine import fill, gather, huge
 
 LR = 0.01
 OURS, PLAIN, COMPILED, LIMIT = "pocketrec", "plain PyTorch", "torch.compile", "limit"
+UNIQUE = "plain PyTorch, unique ids"
 
 
 class Unavailable(Exception):
@@ -350,7 +351,24 @@ def train_contestants() -> Iterator[Contestant]:
     for rank in RANKS:
         for route in (OURS, PLAIN):
             yield Contestant("tensor_train", route, lambda t, r=rank, way=route: _train(t, way, r), rank=rank)
+        yield Contestant("tensor_train", UNIQUE, lambda t, r=rank: _train_of_unique_ids(t, r), rank=rank)
 
 
 def _train(tables: Tables, route: str, rank: int) -> Lookup:
     return ours("tt_rec", tables, route, rank=rank, tables=1)
+
+
+def _train_of_unique_ids(tables: Tables, rank: int) -> Lookup:
+    """Build the plain way, asked for each id of the one table once."""
+    plain = _train(tables, PLAIN, rank)
+
+    def forward(ids: Tensor) -> Tensor:
+        unique, place = ids.unique(return_inverse=True)
+        return plain.forward(unique.unsqueeze(1))[place.flatten()]
+
+    def step(ids: Tensor, gradient: Tensor) -> None:
+        unique, place = ids.unique(return_inverse=True)
+        summed = gradient.new_zeros(len(unique), *gradient.shape[1:]).index_add_(0, place.flatten(), gradient)
+        plain.step(unique.unsqueeze(1), summed)
+
+    return Lookup(forward, step, plain.expected, plain.weights)

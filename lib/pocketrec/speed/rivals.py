@@ -1,14 +1,16 @@
 """Rivals from elsewhere, timed from where the user keeps them. None of their code is here, none is a dependency.
 
-FBGEMM is a package (`pip install --no-deps fbgemm-gpu-cpu==1.8.0`, beside torch 2.13). The others are checkouts in
-one folder, which `--rivals` or POCKETREC_RIVALS names:
+Two are packages: FBGEMM (`pip install --no-deps fbgemm-gpu-cpu==1.8.0`, beside torch 2.13) and tensorly-torch (`pip
+install --no-deps tensorly tensorly-torch`). The others are checkouts in one folder, which `--rivals` or
+POCKETREC_RIVALS names:
 
     cce/                           thomasahle/cce: ROBE and tensor trains in PyTorch
     universal_memory_allocation/   apd10/universal_memory_allocation: the ROBE authors' PyTorch, on the CPU
     robez/                         apd10/robez: their CUDA kernel
+    tt-pytorch/                    KhrulkovV/tt-pytorch: the tensor trains of PyTorch before TT-Rec
     FBTT-Embedding/                facebookresearch/FBTT-Embedding: TT-Rec's CUDA kernel
 
-The last two are extensions that must have been built; they run on a GPU only.
+robez and FBTT-Embedding are extensions that must have been built; they run on a GPU only.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from __future__ import annotations
 import importlib
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,10 +30,13 @@ from torch import Tensor
 
 from pocketrec.embeddings.base import full_bytes
 from pocketrec.embeddings.robe import AUTHORS_R1, AUTHORS_R2, AUTHORS_R3
+from pocketrec.embeddings.tt_rec import factor_dim, factor_rows
 from pocketrec.kernels.robe import AUTHORS_PRIME
 from pocketrec.speed.contestants import LR, RANKS, Contestant, Lookup, Tables, Unavailable, _rows, _trained
+from pocketrec.speed.machine import fill
 
 CCE, AUTHORS, AUTHORS_CUDA, FBTT = "cce", "universal_memory_allocation", "robez", "FBTT-Embedding"
+T3NSOR, TENSORLY = "tt-pytorch", "tensorly-torch"
 
 
 def table_rivals(dim: int, full: bool, folder: Path | None) -> Iterator[Contestant]:
@@ -51,6 +56,8 @@ def train_rivals(folder: Path | None) -> Iterator[Contestant]:
     """Yield the rivals that are tensor trains of one table."""
     for rank in RANKS:
         yield Contestant("tensor_train", CCE, lambda t, r=rank: _cce_train(t, folder, r), rank=rank)
+        yield Contestant("tensor_train", T3NSOR, lambda t, r=rank: _t3nsor(t, folder, r), rank=rank)
+        yield Contestant("tensor_train", TENSORLY, lambda t, r=rank: _tensorly(t, r), rank=rank)
         yield Contestant("tensor_train", FBTT, lambda t, r=rank: _fbtt(t, folder, r), rank=rank)
 
 
@@ -157,6 +164,58 @@ def _cce_train(tables: Tables, folder: Path | None, rank: int) -> Lookup:
         return product.reshape(*ids.shape, -1)[..., : tables.dim]
 
     return _by_torch(forward, expected, parts)
+
+
+def _t3nsor(tables: Tables, folder: Path | None, rank: int) -> Lookup:
+    """Build tt-pytorch's tensor train of one table, read by its `gather_rows`; its layer makes the whole table."""
+    code = _checkout(folder, T3NSOR, "t3nsor")
+    digits, factors = factor_rows(*tables.cardinalities, 3), factor_dim(tables.dim, 3)
+    train = code.TTEmbedding(shape=[digits, factors], tt_rank=rank).to(tables.device).tt_matrix
+    weights = list(train.tt_cores)
+
+    def forward(ids: Tensor) -> Tensor:
+        index = code.ind2sub(digits, ids.flatten())
+        return code.gather_rows(train, index).reshape(*ids.shape, tables.dim)
+
+    def expected(ids: Tensor) -> Tensor:  # the first digit counts ones
+        index = torch.stack(torch.unravel_index(ids.flatten(), digits[::-1])).flip(0)
+        return _slices_multiplied(weights, index).view(*ids.shape, tables.dim)
+
+    return _by_torch(forward, expected, weights)
+
+
+def _tensorly(tables: Tables, rank: int) -> Lookup:
+    """Build tensorly-torch's tensor train of one table."""
+    try:
+        code = importlib.import_module("tltorch")
+    except ImportError as error:
+        raise Unavailable(f"tensorly-torch does not load: {error}") from None
+    digits, factors = factor_rows(*tables.cardinalities, 3), factor_dim(tables.dim, 3)
+    module = code.FactorizedEmbedding(
+        prod(digits),
+        tables.dim,
+        auto_tensorize=False,
+        tensorized_num_embeddings=tuple(digits),
+        tensorized_embedding_dim=tuple(factors),
+        factorization="blocktt",
+        rank=(1, rank, rank, 1),
+        device=tables.device,
+    )
+    weights = list(module.parameters())
+    for weight in weights:
+        fill(weight)
+
+    def expected(ids: Tensor) -> Tensor:
+        index = torch.stack(torch.unravel_index(ids.flatten(), digits))
+        return _slices_multiplied(weights, index).view(*ids.shape, tables.dim)
+
+    return _by_torch(module, expected, weights)
+
+
+def _slices_multiplied(cores: Sequence[Tensor], index: Tensor) -> Tensor:
+    """Multiply slices of three cores [rank, digits, q, rank] at index [3, n] -> [n, dim]."""
+    first, second, third = (core[:, digit] for core, digit in zip(cores, index, strict=True))
+    return torch.einsum("znar,rnbs,sncz->nabc", first, second, third).flatten(1)
 
 
 def _fbtt(tables: Tables, folder: Path | None, rank: int) -> Lookup:

@@ -19,12 +19,12 @@ ABOUT = "about.json"
 
 
 def up_to_date(suite: Suite) -> bool:
-    """Whether the suite's measurements, if it has any, were made by the code as it is."""
+    """Whether the suite's measurements, if it has any, were made by the code as it is, over the runs as they are."""
     try:
         found = json.loads((_folder(suite) / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return not suite.paper
-    return found["code"] == _code(suite)
+    return found["of"] == _of(suite)
 
 
 def measure(suite: Suite) -> list[Path]:
@@ -47,7 +47,7 @@ def measure(suite: Suite) -> list[Path]:
         "paper": suite.paper,
         "started": started,
         "seconds": round(time.monotonic() - clock, 1),
-        "code": _code(suite),
+        "of": _of(suite),
         "environment": record.environment(),
     }
     write_json(_folder(suite) / ABOUT, about)
@@ -58,5 +58,8 @@ def _folder(suite: Suite) -> Path:
     return suite.folder / "measured"
 
 
-def _code(suite: Suite) -> str:
-    return code_hash((f"papers/{suite.paper}.py", *SHARED_CODE, *TIMED_CODE))
+def _of(suite: Suite) -> dict[str, str | int]:
+    """Return what the measurements rest on: the code, and the runs that are done, whose models they may read."""
+    done = [found for file in suite.folder.glob("runs/*/*/*/record.json") if (found := record.read(file.parent))]
+    code = code_hash((f"papers/{suite.paper}.py", "papers/same_rows.py", *SHARED_CODE, *TIMED_CODE))
+    return {"code": code, "runs_done": sum(found["status"] == "done" for found in done)}

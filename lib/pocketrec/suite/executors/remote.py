@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -88,6 +89,8 @@ def carry_out(run: Run, name: str, parcel: Parcel, limits: Limits, code: str) ->
             ended = job.refuse(folder, "failed", problem)
         else:
             ended = job.execute(run, folder, limits)
+        if run.settles(ended.outcome["status"]):
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
         return ended, pack(folder)
 
 

@@ -1,0 +1,933 @@
+"""PSS at 10,000x: iterations to the same quality, the cost of a step, the time of both, and what a projection loses.
+
+Everything comes from the records of a suite and from what `pocketrec measure` left beside them. What is missing is said
+to be missing. Times on GPUs come from `pocketrec.cost_model` and are predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from pocketrec import cost_model
+from pocketrec.files import read_yaml
+from pocketrec.paths import PARAMS
+from pocketrec.report.claims import FAILS, HOLDS, UNTESTED, Verdict
+from pocketrec.report.columns import times
+from pocketrec.report.plots import (
+    ALARM,
+    CEILING,
+    FULL,
+    GRID,
+    INK,
+    MUTED,
+    _label_right,
+    _panels,
+    _sentence,
+    _title,
+    colour,
+    house_style,
+)
+from pocketrec.report.results import curves, load_measured, read_records, tidy
+from pocketrec.report.statistics import differences, half_width
+
+METHOD, RATIO = "pss", 10_000
+ITERATIONS, LATENCY, AUC = 4.5, 4.3, 0.8025  # as published
+SOURCE = "Desai & Shrivastava, NeurIPS 2022, abstract"
+MOMENTS = (1 / 6, 1 / ITERATIONS, 1 / 3, 1 / 2, 2 / 3, 9 / 10)  # of the full table's way to its best score
+TERABYTE = "criteo-tb-40m"
+BAND_SEEDS = 3  # that a band in a picture takes
+WORKERS = (1, 2, 4, 8, 16, 32, 64)
+BATCHES = (2048, 8192, 32_768, 131_072)
+MEASURE, RUN = "make measure SUITE=paper_pss", "make run SUITE=paper_pss"
+
+
+@dataclass
+class Paper:
+    """A suite's runs, curves (with `epoch`, passes over the training rows so far) and measurements."""
+
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    measured: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def datasets(self) -> list[str]:
+        """Datasets with a learning curve, those read in a single pass first."""
+        if self.curves.empty:
+            return []
+        return list(self.curves.groupby("dataset")["epoch"].max().sort_values(kind="stable").index)
+
+    @property
+    def streams(self) -> list[str]:
+        """Datasets of which no row was read twice."""
+        return [name for name in self.datasets if self.of(name)["epoch"].max() <= 1]
+
+    def of(self, dataset: str) -> pd.DataFrame:
+        """Return the curves of one dataset."""
+        return self.curves[self.curves["dataset"] == dataset]
+
+
+def load(results: str | Path) -> Paper:
+    """Read a suite's folder; the parts that are not there are empty."""
+    records = read_records(Path(results))
+    found = curves(records)
+    if "validation_auc" not in found:
+        found = pd.DataFrame()
+    else:
+        epochs = {record["run"]: record["parameters"].get("epochs", 1) for record in records if "parameters" in record}
+        found = found.dropna(subset="validation_auc")
+        share = found["samples"] / found.groupby("run")["samples"].transform("max")
+        found = found.assign(epoch=share * found["run"].map(epochs))
+        found = found[found["status"] == "done"]
+    return Paper(tidy(records), found, load_measured(results))
+
+
+def missing(paper: Paper) -> pd.DataFrame:
+    """Return what the conclusions lack, and the command that makes it: what, reason, command."""
+    rows = []
+    if not len(paper.runs):
+        rows.append(("training runs", "none has ended", RUN))
+    unfinished = paper.runs[~paper.runs["status"].isin(["done", "infeasible"])]
+    rows += [(row.run, f"{row.status}: {row.reason}", "make retry SUITE=paper_pss") for row in unfinished.itertuples()]
+    rows += [(name, "not measured", MEASURE) for name in ("latency", "parallel", "projection") if _lacks(paper, name)]
+    table = pd.DataFrame(rows, columns=["what", "reason", "command"])
+    skipped = paper.measured.get("skipped", table.iloc[:0])
+    return pd.concat([table, skipped], ignore_index=True)
+
+
+def _lacks(paper: Paper, name: str) -> bool:
+    return name not in paper.measured or paper.measured[name].empty
+
+
+# how it works
+
+
+@house_style
+def drawing(rows: int = 5, dim: int = 4, size: int = 6) -> Figure:
+    """Draw a small table whose elements are all elements of one array, in its colours, by chance."""
+    place = np.random.default_rng(3).integers(0, size, (rows, dim))
+    sign = np.random.default_rng(1).choice(["+", "−"], (rows, dim))
+    hues = sns.color_palette("Set2", size)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 2.7), width_ratios=[dim, size], layout="constrained")
+    for (x, i), slot in np.ndenumerate(place):
+        _cell(left, i, x, hues[slot], f"{sign[x, i]}M[{slot}]")
+    for slot, hue in enumerate(hues):
+        _cell(right, slot, (rows - 1) / 2, hue, f"M[{slot}]")
+    _bare(left, dim, rows, f"A table: {rows * dim} numbers, none stored")
+    _bare(right, size, rows, f"The array M: {size} numbers, all that is stored")
+    left.set_yticks(range(rows), [f"id {x}" for x in range(rows)])
+    return figure
+
+
+def _cell(ax: Axes, x: float, y: float, hue: Any, text: str) -> None:
+    ax.add_patch(plt.Rectangle((x - 0.48, y - 0.44), 0.96, 0.88, facecolor=hue, edgecolor="none"))
+    ax.text(x, y, text, ha="center", va="center", fontsize=8.5, color=INK)
+
+
+def _bare(ax: Axes, wide: int, tall: int, title: str) -> None:
+    ax.set(xlim=(-0.6, wide - 0.4), ylim=(tall - 0.4, -0.6))
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.grid(False)
+    _title(ax, title, 60)
+
+
+# iterations to the same quality
+
+
+def reached(paper: Paper) -> pd.DataFrame:
+    """Return how many samples each run needs to be as good as the full table of its seed is after some.
+
+    That is at its first scoring, and at shares of the samples up to the best score of the full table's mean curve. One
+    row a compressed run and target; between two scorings a curve is taken as straight. Columns: dataset, method,
+    variant, ratio_requested, seed, moment (the share), full (samples of the full table), target (its validation AUC
+    there), mean_target (over the seeds), samples (missing where not reached), first (there by the first scoring),
+    within (samples of the run).
+    """
+    rows = []
+    for dataset in paper.datasets:
+        points = paper.of(dataset).sort_values("samples")
+        full = {seed: curve for seed, curve in points[points["method"] == "full"].groupby("seed")}
+        for (run, seed), curve in points[points["method"] != "full"].groupby(["run", "seed"]):
+            if seed not in full:
+                continue
+            about = {name: curve[name].iloc[0] for name in ("dataset", "method", "variant", "ratio_requested")}
+            for moment, samples, mean_target in _moments(points[points["method"] == "full"]):
+                target = float(np.interp(samples, full[seed]["samples"], full[seed]["validation_auc"]))
+                needed, first = _crossing(curve, target)
+                rows.append(
+                    about
+                    | {"run": run, "seed": seed, "moment": moment, "full": samples, "target": target}
+                    | {"mean_target": mean_target}
+                    | {"samples": needed, "first": first, "within": curve["samples"].max()}
+                )
+    return pd.DataFrame(rows)
+
+
+def _moments(full: pd.DataFrame) -> list[tuple[float, float, float]]:
+    """Return shares of the way to the best of the mean curve, from the first scoring on; samples and AUC there."""
+    mean = full.groupby("samples")["validation_auc"].mean()
+    first, best = mean.index[0], mean.idxmax()
+    later = [moment for moment in MOMENTS if moment * best > 1.01 * first]
+    shares = [(moment, moment * best) for moment in (first / best, *later)]
+    return [(moment, samples, float(np.interp(samples, mean.index, mean))) for moment, samples in shares]
+
+
+def _crossing(curve: pd.DataFrame, target: float) -> tuple[float, bool]:
+    """Return the samples at which a curve first reaches a target, NaN if never, and whether it was there at once."""
+    auc, samples = curve["validation_auc"].to_numpy(), curve["samples"].to_numpy(dtype=float)
+    there = np.flatnonzero(auc >= target)
+    if not len(there):
+        return np.nan, False
+    after = there[0]
+    if after == 0:
+        return samples[0], True
+    before = after - 1
+    share = (target - auc[before]) / (auc[after] - auc[before])
+    return samples[before] + share * (samples[after] - samples[before]), False
+
+
+def iterations(paper: Paper) -> pd.DataFrame:
+    """Return how many times the full table's samples each compressed cell needs, over the seeds of both.
+
+    The mean is geometric, of ratios paired by seed, with its 95 % t-interval (`low`, `high`); it is missing unless all
+    seeds got there, and `more_than` then says what they exceed, for the stream ended. `at_most`: reached by the first
+    scoring, so the ratio may be smaller. Columns beside: dataset, method, variant, ratio_requested, moment, target
+    (mean over the full table's seeds), seeds, reached (seeds that got there), within.
+    """
+    found = reached(paper)
+    if found.empty:
+        return found
+    cell = ["dataset", "method", "variant", "ratio_requested", "moment"]
+    rows = [dict(zip(cell, key, strict=True)) | _paired(part) for key, part in found.groupby(cell)]
+    return pd.DataFrame(rows)
+
+
+def _paired(part: pd.DataFrame) -> dict[str, Any]:
+    logs = np.log(part["samples"] / part["full"])
+    all_there = bool(logs.notna().all())
+    mean, half = logs.mean(), half_width(logs.std(), len(logs))
+    return {
+        "target": part["mean_target"].iloc[0],
+        "times": np.exp(mean) if all_there else np.nan,
+        "low": np.exp(mean - half) if all_there else np.nan,
+        "high": np.exp(mean + half) if all_there else np.nan,
+        "more_than": np.nan if all_there else (part["within"] / part["full"]).min(),
+        "at_most": bool(part["first"].any()),
+        "seeds": len(part),
+        "reached": int(part["samples"].notna().sum()),
+        "within": part["within"].max(),
+    }
+
+
+def iteration_table(paper: Paper, dataset: str) -> pd.DataFrame:
+    """Lay `iterations` out for people: a row a target, a column a ratio."""
+    table = iterations(paper)
+    if table.empty or dataset not in set(table["dataset"]):
+        return pd.DataFrame({"": [f"no pair of learning curves on {dataset}: {RUN}"]})
+    table = table[table["dataset"] == dataset].assign(text=lambda t: [_times_text(row) for row in t.to_dict("records")])
+    table["quality"] = [
+        f"AUC {t:.4f}, full at {m:.0%} of its way" for t, m in zip(table["target"], table["moment"], strict=True)
+    ]
+    table["cell"] = [_cell_name(row) for row in table.to_dict("records")]
+    order = table.sort_values("ratio_requested")["cell"].unique()
+    shown = table.pivot_table(index=["moment", "quality"], columns="cell", values="text", aggfunc="first")
+    return shown.reindex(columns=order).droplevel("moment").rename_axis(index=None, columns=None)
+
+
+def _cell_name(row: dict[str, Any]) -> str:
+    name = f"{row['method']} {times(row['ratio_requested'])}"
+    return f"{name}, {row['variant']}" if row["variant"] else name
+
+
+def _times_text(row: dict[str, Any]) -> str:
+    if pd.isna(row["times"]):
+        within = EngFormatter(sep=" ", places=1)(row["within"])
+        there = f"{row['reached']} of {row['seeds']} seeds"
+        return f"not reached within {within} samples ({there}), so above {row['more_than']:.2g}×"
+    interval = "" if pd.isna(row["low"]) else f" ({row['low']:.2f} to {row['high']:.2f})"
+    return f"{'at most ' if row['at_most'] else ''}{row['times']:.2f}×{interval}"
+
+
+@house_style
+def learning(paper: Paper) -> Figure:
+    """Validation AUC by samples, a panel a dataset; darker is smaller. Bands: 95 % intervals, from three seeds on."""
+    if not paper.datasets:
+        return _sentence(f"No learning curve to show: {RUN}.")
+    figure, axes = _panels(len(paper.datasets), 5.8, 4.1)
+    for ax, dataset in zip(axes, paper.datasets, strict=True):
+        _learning_panel(ax, paper.of(dataset))
+        _title(ax, f"{dataset}: {_learning_finding(paper, dataset)}", 56)
+    return figure
+
+
+def _learning_panel(ax: Axes, points: pd.DataFrame) -> None:
+    hues, ends = _hues(points), []
+    for cell, part in points.groupby(["method", "variant", "ratio_requested"]):
+        stats = part.groupby("samples")["validation_auc"].agg(["mean", "std", "count"])
+        half = half_width(stats["std"], stats["count"])
+        ax.plot(stats.index, stats["mean"], color=hues[cell], linewidth=1.8, marker="o", markersize=3)
+        half = half.where(stats["count"] >= BAND_SEEDS)
+        ax.fill_between(
+            stats.index, stats["mean"] - half, stats["mean"] + half, color=hues[cell], alpha=0.2, linewidth=0
+        )
+        row = dict(zip(("method", "variant", "ratio_requested"), cell, strict=True))
+        ends.append((stats["mean"].iloc[-1], "full" if cell[0] == "full" else _cell_name(row), hues[cell]))
+    if points["bayes_auc"].notna().any():
+        ax.axhline(points["bayes_auc"].mean(), color=INK, linewidth=1.2, linestyle=CEILING)
+        ends.append((points["bayes_auc"].mean(), "best reachable", INK))
+    epochs = points["epoch"].max()
+    if epochs > 1:
+        for epoch in range(1, int(epochs)):
+            ax.axvline(points["samples"].max() * epoch / epochs, color=GRID, linewidth=1, zorder=0)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    passes = f", {epochs:.0f} passes" if epochs > 1 else ", none read twice"
+    ax.set(xlabel=f"Training samples{passes}", ylabel="Validation AUC (mean, 95 % band)")
+    _label_right(ax, ends)
+
+
+def _hues(points: pd.DataFrame) -> dict[tuple, Any]:
+    """Return a colour a cell: grey for full, a method's own for the others, darker the smaller they are."""
+    hues: dict[tuple, Any] = {}
+    for method, part in points.groupby("method"):
+        cells = part[["method", "variant", "ratio_requested"]].drop_duplicates().sort_values("ratio_requested")
+        shades = sns.light_palette(colour(method), len(cells) + 2)[2:] if method != "full" else [FULL[0]] * len(cells)
+        hues |= dict(zip(cells.itertuples(index=False, name=None), shades, strict=True))
+    return hues
+
+
+def _learning_finding(paper: Paper, dataset: str) -> str:
+    points = paper.of(dataset)
+    last = points[points["samples"] == points.groupby("run")["samples"].transform("max")]
+    means = last.groupby(["method", "ratio_requested"])["validation_auc"].mean()
+    full = points[points["method"] == "full"].groupby("samples")["validation_auc"].mean()
+    small = means[means.index.get_level_values(0) == METHOD]
+    if full.empty or small.empty:
+        return "one of full and pss has not finished"
+    ratio = small.index.get_level_values(1).max()
+    gap = small[METHOD, ratio] - full.iloc[-1]
+    if dataset in paper.streams:
+        return f"at the end of the stream pss {times(ratio)} lies {_signed(gap)} from the full table"
+    fall = full.iloc[-1] - full.max()
+    kept = points[(points["method"] == METHOD) & (points["ratio_requested"] == ratio)]
+    kept = kept.groupby("samples")["validation_auc"].mean()
+    other = kept.iloc[-1] - kept.max()
+    return f"after its best the full table changes by {_signed(fall)}, pss {times(ratio)} by {_signed(other)}"
+
+
+def _signed(value: float, digits: int = 4) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def overfitting(paper: Paper) -> pd.DataFrame:
+    """Return where each cell's curve peaks and how far it falls after, over seeds; only where rows were read again."""
+    rows = []
+    for dataset in [name for name in paper.datasets if name not in paper.streams]:
+        for cell, part in paper.of(dataset).groupby(["method", "variant", "ratio_requested"]):
+            runs = [curve.sort_values("samples") for _, curve in part.groupby("run")]
+            best = [curve.loc[curve["validation_auc"].idxmax()] for curve in runs]
+            fall = pd.Series(
+                [c["validation_auc"].iloc[-1] - b["validation_auc"] for c, b in zip(runs, best, strict=True)]
+            )
+            loss = np.mean([c["train_loss"].iloc[-1] for c in runs]) if "train_loss" in part else np.nan
+            row = dict(zip(("method", "variant", "ratio_requested"), cell, strict=True))
+            half = half_width(fall.std(), len(fall))
+            rows.append(
+                {"dataset": dataset, "cell": "full" if cell[0] == "full" else _cell_name(row), "seeds": len(runs)}
+                | {"best AUC": np.mean([b["validation_auc"] for b in best]).round(4)}
+                | {"after passes": np.mean([b["epoch"] for b in best]).round(2)}
+                | {"AUC from there to the end": _signed(fall.mean()) + ("" if np.isnan(half) else f" ± {half:.4f}")}
+                | {"last training loss": loss.round(4), "ratio": cell[2]}
+            )
+    table = pd.DataFrame(rows)
+    return table.sort_values(["dataset", "ratio"], ignore_index=True).drop(columns="ratio") if rows else table
+
+
+@house_style
+def iteration_ratios(paper: Paper) -> Figure:
+    """Iterations against the full table's, by the quality aimed at; a triangle where the stream ended before.
+
+    Whiskers are 95 % intervals over three seeds or more; two say next to nothing, and stand in the table.
+    """
+    table = iterations(paper)
+    if table.empty:
+        return _sentence(f"No pair of learning curves: {RUN}.")
+    datasets = [name for name in paper.datasets if name in set(table["dataset"])]
+    figure, axes = _panels(len(datasets), 5.8, 4.0)
+    for ax, dataset in zip(axes, datasets, strict=True):
+        rows = table[table["dataset"] == dataset]
+        _ratio_panel(ax, rows, _hues(paper.of(dataset)))
+        _title(ax, f"{dataset}: {_ratio_finding(rows)}", 56)
+    return figure
+
+
+def _ratio_panel(ax: Axes, table: pd.DataFrame, hues: dict[tuple, Any]) -> None:
+    ends = [(1.0, "full", FULL[0]), (ITERATIONS, "published, 4.5×", INK)]
+    ax.axhline(1, color=FULL[0], linewidth=1.4)
+    ax.axhline(ITERATIONS, color=INK, linewidth=1.2, linestyle=CEILING)
+    for cell, rows in table.groupby(["method", "variant", "ratio_requested"]):
+        rows, hue = rows.sort_values("target"), hues[cell]
+        told = rows["seeds"] >= BAND_SEEDS
+        whisker = [(rows["times"] - rows["low"]).where(told), (rows["high"] - rows["times"]).where(told)]
+        ax.errorbar(rows["target"], rows["times"], np.nan_to_num(whisker), color=hue, marker="o", ms=5, lw=1.6)
+        never = rows[rows["times"].isna()]
+        ax.plot(never["target"], never["more_than"], linestyle="none", marker="^", color=hue, markersize=8)
+        if len(never):
+            ax.plot([], [], linestyle="none", marker="^", color=MUTED, label="more: not reached in the stream")
+        height = rows["times"].fillna(rows["more_than"]).iloc[-1]
+        ends.append((height, _cell_name(rows.iloc[0].to_dict()), hue))
+    ax.set(yscale="log", xlabel="Quality aimed at (validation AUC)", ylabel="Samples, times the full table's (95 %)")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    _plain_log(ax, "y", [0.25, 0.5, 1, 2, 3, 5, 10, 20])
+    _label_right_log(ax, ends)
+    handles = ax.get_legend_handles_labels()[0]
+    if handles:
+        ax.legend(handles=handles[-1:], frameon=False, fontsize=8.5, loc="lower left")
+
+
+def _plain_log(ax: Axes, axis: str, ticks: list[float]) -> None:
+    which = ax.yaxis if axis == "y" else ax.xaxis
+    which.set_major_locator(FixedLocator(ticks))
+    which.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    which.set_minor_locator(NullLocator())
+
+
+def _label_right_log(ax: Axes, ends: list[tuple[float, str, str]], gap: float = 0.06) -> None:
+    """Write (height, text, colour) beside the right edge of a logarithmic axis, none over another."""
+    low, high = np.log(ax.get_ylim())
+    placed: list[float] = []
+    for height, text, hue in sorted(ends, key=lambda end: end[0]):
+        share = (np.log(height) - low) / (high - low)
+        placed.append(max(share, placed[-1] + gap) if placed else share)
+        ax.annotate(text, (1, placed[-1]), (6, 0), "axes fraction", textcoords="offset points", color=hue, va="center")
+
+
+def _ratio_finding(table: pd.DataFrame) -> str:
+    rows = table[(table["method"] == METHOD) & (table["ratio_requested"] == table["ratio_requested"].max())]
+    rows = rows.sort_values("target")
+    if rows.empty:
+        return "pss has not finished"
+    there, never = rows[rows["times"].notna()], rows[rows["times"].isna()]
+    ratio = times(rows["ratio_requested"].iloc[0])
+    if there.empty:
+        return f"pss {ratio} reaches none of the qualities within the stream"
+    low, high = f"{there['times'].min():.2g}", f"{there['times'].max():.2g}"
+    span = f"{low} times the samples" if low == high else f"{low} to {high} times the samples"
+    return f"pss {ratio} needs {span}" + (
+        f", and does not reach {len(never)} of {len(rows)} qualities" if len(never) else ""
+    )
+
+
+# what a step costs here
+
+
+def latency(paper: Paper) -> pd.DataFrame:
+    """Return the median training step of each embedding, and how many times faster than with the full table it is.
+
+    `gain` is the geometric mean over rounds, in each of which all were timed in turn, with its 95 % t-interval.
+    Columns: tables, table_gb, batch, embedding, ms, gain, low, high, rounds, foreign (median cores that others used).
+    """
+    if _lacks(paper, "latency"):
+        return pd.DataFrame()
+    rows = []
+    for (tables, size, batch), part in paper.measured["latency"].groupby(["tables", "table_bytes", "batch"]):
+        wide = part.pivot_table(index="round", columns="embedding", values="ms")
+        for name in wide:
+            logs = np.log(wide["full"] / wide[name])
+            mean, half = logs.mean(), half_width(logs.std(), len(logs))
+            times_ = {"gain": np.exp(mean), "low": np.exp(mean - half), "high": np.exp(mean + half)}
+            rows.append(
+                {"tables": tables, "table_gb": size / 1e9, "batch": batch, "embedding": name, "ms": wide[name].median()}
+                | times_
+                | {"rounds": len(logs), "foreign": part["foreign"].median()}
+            )
+    return pd.DataFrame(rows).sort_values(["table_gb", "ms"], ignore_index=True)
+
+
+@house_style
+def step_times(paper: Paper) -> Figure:
+    """A training step on this machine: grey is what the MLPs take alone, a panel each model."""
+    table = latency(paper)
+    if table.empty:
+        return _sentence(f"No training step was timed: {MEASURE}.")
+    names = list(dict.fromkeys(table["tables"]))
+    figure, axes = _panels(len(names), 5.4, 2.4)
+    for ax, name in zip(axes, names, strict=True):
+        rows = table[table["tables"] == name].set_index("embedding")
+        shown = [n for n in ("pss, element", "pss", "full") if n in rows.index]
+        floor = rows["ms"].get("MLPs only", 0.0)
+        hues = [FULL[0] if n == "full" else colour(METHOD) for n in shown]
+        ax.barh(shown, rows.loc[shown, "ms"], color=hues, height=0.6)
+        ax.barh(shown, floor, color=GRID, height=0.6)
+        for place, n in enumerate(shown):
+            text = f"{rows.loc[n, 'ms']:.3g} ms" + ("" if n == "full" else f", {rows.loc[n, 'gain']:.2f}×")
+            ax.annotate(text, (rows.loc[n, "ms"], place), (5, 0), textcoords="offset points", va="center", color=MUTED)
+        ax.set(xlabel="Training step (ms)", xlim=(0, 1.35 * rows["ms"].max()))
+        ax.grid(axis="x")
+        ax.grid(False, axis="y")
+        gain = rows["gain"].get(METHOD, np.nan)
+        size = rows["table_gb"].iloc[0]
+        _title(ax, f"{name}, {size:.2g} GB: with 10,000× less a step is {gain:.2f} times as fast", 52)
+    return figure
+
+
+# what a step costs on many GPUs: predictions
+
+
+def terabyte(ratio: float = RATIO) -> cost_model.Model:
+    """Return the claim's model, MLPerf's DLRM on Criteo-TB with 96 GB of tables, and an array `ratio` times smaller."""
+    about = read_yaml(PARAMS / "datasets" / "criteo-tb.yaml")
+    recipe = about["recipe"]
+    (cardinalities,) = [t["cardinalities"] for t in about["published"]["tables"] if t["name"] == TERABYTE]
+    return cost_model.dlrm(cardinalities, recipe["dim"], 13, recipe["bottom_mlp"], recipe["top_mlp"], ratio)
+
+
+def assumptions() -> pd.DataFrame:
+    """Return what the predictions for GPUs rest on, for people."""
+    table = cost_model.assumptions()
+    table = table.groupby(["assumption", "value", "unit", "reached", "source"], sort=False)["machine"].agg("; ".join)
+    return table.reset_index()[["assumption", "machine", "value", "unit", "reached", "source"]].round(1)
+
+
+def rates(paper: Paper) -> pd.DataFrame:
+    """Return the rates of two processes of this machine that the model was given, and where they come from."""
+    if _lacks(paper, "parallel"):
+        return pd.DataFrame(columns=["rate", "value", "unit", "source"])
+    here = cost_model.calibrated(paper.measured["parallel"])
+    units = {"flops": (1e-9, "GFLOP/s"), "latency": (1e6, "µs"), "fixed": (1e3, "ms")}
+    sources = {"link": "all-to-all over gloo", "reduce": "all-reduce over gloo", "latency": "either, nothing to send"}
+    sources |= {"memory": "lookups in full tables", "cache": "lookups in the array", "stream": "updates of the array"}
+    sources |= {"flops": "MLPs at several batches", "fixed": "MLPs, no samples"}
+    rows = []
+    for name, source in sources.items():
+        scale, unit = units.get(name, (1e-9, "GB/s"))
+        rows.append((name, getattr(here, name) * scale, unit, f"measured here: {source}"))
+    return pd.DataFrame(rows, columns=["rate", "value", "unit", "source"]).round(3)
+
+
+def predicted_and_measured(paper: Paper) -> pd.DataFrame:
+    """Return the steps of two processes beside the model's predictions; see `cost_model.checked`."""
+    if _lacks(paper, "parallel"):
+        return pd.DataFrame()
+    times_ = paper.measured["parallel"]
+    return cost_model.checked(times_, cost_model.calibrated(times_))
+
+
+@house_style
+def model_check(paper: Paper) -> Figure:
+    """Predicted against measured steps of two processes; on the line the model is right."""
+    table = predicted_and_measured(paper)
+    if table.empty:
+        return _sentence(f"No step of two processes was timed: {MEASURE}.")
+    figure, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
+    for way, hue, marker in ((cost_model.SHARDED, FULL[0], "o"), (cost_model.REPLICATED, colour(METHOD), "D")):
+        rows = table[table["way"] == way]
+        label = {"sharded": "full tables, sharded", "replicated": "array, replicated"}[way]
+        ax.plot(rows["measured_ms"], rows["predicted_ms"], marker, color=hue, label=label, markersize=7)
+    low, high = (
+        table[["measured_ms", "predicted_ms"]].min().min() / 1.3,
+        table[["measured_ms", "predicted_ms"]].max().max() * 1.3,
+    )
+    ax.plot([low, high], [low, high], color=INK, linewidth=1.2)
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    ax.set(xlabel="Measured step, two processes (ms)", ylabel="Predicted (ms)")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
+    ax.legend(frameon=False)
+    far = table["off"].abs()
+    _title(
+        ax,
+        f"The prediction of {len(table)} steps is off by {far.median():.0%} in the median, {far.max():.0%} at most",
+        60,
+    )
+    return figure
+
+
+def predictions(ratio: float = RATIO) -> pd.DataFrame:
+    """Return the predicted steps of the claim's model on 1 to 64 GPUs; see `cost_model.predictions`."""
+    machines = [cost_model.gpu(name) for name in cost_model.PEAKS]
+    return cost_model.predictions(terabyte(ratio), machines, WORKERS, BATCHES)
+
+
+@house_style
+def where_it_comes_from() -> Figure:
+    """Predicted: how many times faster a step is with the array replicated than with full tables, by GPUs and batch.
+
+    Framed where the published 4.3 is reached; hatched where the full tables do not fit, or one host's memory does not
+    serve all GPUs.
+    """
+    predicted = predictions()
+    panels = [
+        (f"{name}: sharded", cost_model.gains(predicted[predicted["machine"] == name])) for name in cost_model.PEAKS
+    ]
+    first = next(iter(cost_model.PEAKS))
+    offloaded = cost_model.gains(predicted[predicted["machine"] == first], cost_model.OFFLOADED)
+    panels.append((f"{first.split(',')[0]}: tables in the host's memory", offloaded))
+    figure, axes = _panels(len(panels), 5.6, 2.9, sharey=True)
+    for ax, (name, table) in zip(axes, panels, strict=True):
+        _gain_panel(ax, table)
+        _title(ax, f"Predicted. {name}, {_gain_finding(table)}", 58)
+    return figure
+
+
+def _gain_panel(ax: Axes, table: pd.DataFrame) -> None:
+    grid = table.pivot_table(index="batch", columns="workers", values="gain").reindex(index=BATCHES, columns=WORKERS)
+    shade = plt.cm.ScalarMappable(
+        plt.Normalize(-np.log(LATENCY), np.log(LATENCY)), sns.diverging_palette(30, 230, as_cmap=True)
+    )
+    for (y, x), gain in np.ndenumerate(grid.to_numpy()):
+        if np.isnan(gain):
+            ax.add_patch(plt.Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, facecolor="none", edgecolor=GRID, hatch="////"))
+            continue
+        edge = INK if gain >= LATENCY else "none"
+        face = shade.to_rgba(np.log(gain))
+        ax.add_patch(plt.Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, facecolor=face, edgecolor=edge, linewidth=2))
+        ax.text(x, y, f"{gain:.1f}×", ha="center", va="center", fontsize=9, color=INK)
+    ax.set(
+        xlim=(-0.5, len(WORKERS) - 0.5), ylim=(-0.5, len(BATCHES) - 0.5), xlabel="GPUs", ylabel="Batch over all GPUs"
+    )
+    ax.set_xticks(range(len(WORKERS)), WORKERS)
+    ax.set_yticks(range(len(BATCHES)), [f"{batch:,}" for batch in BATCHES])
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
+def _gain_finding(table: pd.DataFrame) -> str:
+    there = table[table["gain"] >= LATENCY]
+    if there.empty:
+        return f"{table['gain'].min():.1f} to {table['gain'].max():.1f} times: nowhere {LATENCY}"
+    workers, batches = sorted(there["workers"].unique()), sorted(there["batch"].unique())
+    span = f"{workers[0]} to {workers[-1]} GPUs" if len(workers) > 1 else f"{workers[0]} GPU{'s' * (workers[0] > 1)}"
+    return f"{LATENCY} and more on {span}, from batch {batches[0]:,}"
+
+
+def sensitivity(machine: str, workers: int = 16, batch: int = 32_768, factor: float = 2) -> pd.DataFrame:
+    """Return how the predicted gain moves when one assumption is halved or doubled."""
+    return cost_model.sensitivity(terabyte(), cost_model.gpu(machine), workers, batch, factor).round(2)
+
+
+def parts(machine: str, workers: int = 16, batch: int = 32_768) -> pd.DataFrame:
+    """Return what a predicted step is made of in ms, a row a way."""
+    table = cost_model.predictions(terabyte(), [cost_model.gpu(machine)], [workers], [batch])
+    return table.set_index("way")[[*cost_model.PARTS, "ms", "overlapped_ms"]].round(3)
+
+
+# the time to a quality
+
+
+def time_to_quality(paper: Paper) -> pd.DataFrame:
+    """Return the points of the trade-off at 10,000x: each measured target with each measured step.
+
+    Columns: dataset, target, tables, iterations, low, high, more_than, latency, latency_low, latency_high, time (times
+    the full table's, missing where the quality was not reached).
+    """
+    aims, steps = iterations(paper), latency(paper)
+    if aims.empty or steps.empty:
+        return pd.DataFrame()
+    aims = aims[(aims["method"] == METHOD) & (aims["ratio_requested"] == aims["ratio_requested"].max())]
+    steps = steps[steps["embedding"] == METHOD][["tables", "table_gb", "gain", "low", "high"]]
+    steps = steps.rename(columns={"gain": "latency", "low": "latency_low", "high": "latency_high"})
+    both = aims.rename(columns={"times": "iterations"}).merge(steps, how="cross")
+    both = both[(both["tables"] == both["dataset"]) | ~both["tables"].isin(aims["dataset"])]
+    return both.assign(time=both["iterations"] / both["latency"]).reset_index(drop=True)
+
+
+@house_style
+def trade_off(paper: Paper) -> Figure:
+    """Iterations against latency: above the line the compressed model is sooner there, below it later.
+
+    A triangle is a quality that was not reached, at what it exceeds. Predictions are dashed.
+    """
+    points = time_to_quality(paper)
+    figure, ax = plt.subplots(figsize=(8.2, 5.2), layout="constrained")
+    line = np.array([0.4, 40])
+    ax.fill_between(line, line, 40, color=colour(METHOD), alpha=0.08, linewidth=0)
+    ax.plot(line, line, color=INK, linewidth=1.4)
+    ax.text(0.5, 20, "compressed is sooner", color=MUTED)
+    ax.text(12, 0.55, "full is sooner", color=MUTED)
+    ax.plot(ITERATIONS, LATENCY, "*", color=INK, markersize=15, label="published: 4.5 and 4.3", linestyle="none")
+    shapes = ["o", "s", "D", "P", "X"]
+    named = sorted(set(zip(points.get("dataset", []), points.get("tables", []), strict=True)))
+    for (dataset, tables), marker in zip(named, shapes, strict=False):
+        rows = points[(points["dataset"] == dataset) & (points["tables"] == tables)]
+        label = f"{dataset}, its own step" if dataset == tables else f"{dataset}, step of {tables}"
+        _trade_points(ax, rows, marker, label)
+    for text, gain in _predicted_gains():
+        ax.axhline(gain, color=MUTED, linewidth=1, linestyle=CEILING)
+        ax.annotate(
+            text, (1, gain), (6, 0), ("axes fraction", "data"), textcoords="offset points", color=MUTED, va="center"
+        )
+    ax.set(xscale="log", yscale="log", xlim=line, ylim=(0.4, 40))
+    ax.set(xlabel="Iterations to the same quality, compressed over full", ylabel="Time of a step, full over compressed")
+    for axis in "xy":
+        _plain_log(ax, axis, [0.5, 1, 2, 4.5, 10, 20])
+    if len(points) and points["iterations"].isna().any():
+        ax.plot([], [], ">", color=colour(METHOD), markerfacecolor="none", label="not reached: lies further right")
+    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+    _title(ax, _trade_finding(points), 84)
+    return figure
+
+
+def _trade_points(ax: Axes, rows: pd.DataFrame, marker: str, label: str) -> None:
+    hue = colour(METHOD)
+    there, never = rows[rows["iterations"].notna()], rows[rows["iterations"].isna()]
+    whisker = np.nan_to_num([there["iterations"] - there["low"], there["high"] - there["iterations"]])
+    style = {"color": hue, "marker": marker, "linestyle": "none", "markersize": 6, "label": label}
+    face = hue if rows["dataset"].iloc[0] == rows["tables"].iloc[0] else "none"
+    ax.errorbar(there["iterations"], there["latency"], xerr=whisker, elinewidth=0.8, markerfacecolor=face, **style)
+    ax.plot(never["more_than"], never["latency"], ">", color=hue, markerfacecolor="none", markersize=8)
+
+
+def _predicted_gains() -> Iterator[tuple[str, float]]:
+    """Yield some predictions for the figure: words and gain."""
+    model = terabyte()
+    for name, workers, batch, against in (
+        ("A100 80 GB, InfiniBand", 8, 32_768, cost_model.SHARDED),
+        ("A100 80 GB, InfiniBand", 16, 32_768, cost_model.SHARDED),
+        (cost_model.ETHERNET, 16, 32_768, cost_model.SHARDED),
+    ):
+        table = cost_model.predictions(model, [cost_model.gpu(name)], [workers], [batch])
+        yield f"predicted, {workers} × {name}", float(cost_model.gains(table, against)["gain"].iloc[0])
+
+
+def _trade_finding(points: pd.DataFrame) -> str:
+    if points.empty:
+        return "Published: 4.5 times the iterations at 1/4.3 of the time, 1.05 times the time. Nothing measured yet"
+    own = points[points["dataset"] == points["tables"]]
+    own = own if len(own) else points
+    sooner, known = int((own["time"] < 1).sum()), int(own["time"].notna().sum())
+    never = len(own) - known
+    text = f"Here 10,000× is sooner at {sooner} of {len(own)} qualities"
+    return text + (
+        f", later at {known - sooner}, and never there at {never}" if never else f" and later at {known - sooner}"
+    )
+
+
+# the bound
+
+
+def exponent(paper: Paper) -> tuple[float, float]:
+    """Return the exponent of the error against memory, and half of its 95 % interval over seeds; NaN without any.
+
+    A line through the logarithms for each seed; arrays as large as the table or nearly are in it as well.
+    """
+    if _lacks(paper, "projection"):
+        return np.nan, np.nan
+    slopes = pd.Series(
+        [
+            np.polyfit(np.log(part["m"]), np.log(part["rms"]), 1)[0]
+            for _, part in paper.measured["projection"].groupby("seed")
+        ]
+    )
+    return slopes.mean(), half_width(slopes.std(), len(slopes))
+
+
+@house_style
+def projection(paper: Paper) -> Figure:
+    """Left: the error of a projected table against the memory, with theory and bound. Right: the AUC that it costs."""
+    if _lacks(paper, "projection"):
+        return _sentence(f"No table was projected: {MEASURE}.")
+    table = paper.measured["projection"]
+    figure, (left, right) = _panels(2, 5.8, 4.3)
+    bound = paper.measured.get("bound", pd.DataFrame(columns=["m", "epsilon"]))
+    _error_panel(left, table, bound, paper.measured.get("dense"))
+    slope, half = exponent(paper)
+    margin = "" if np.isnan(half) else f" ± {half:.3f}"
+    _title(
+        left,
+        f"{table['dataset'].iloc[0]}: the error goes as memory to the power {slope:.3f}{margin}".replace("-", "−"),
+        56,
+    )
+    _lost_panel(right, table, paper.runs)
+    return figure
+
+
+def _error_panel(ax: Axes, table: pd.DataFrame, bound: pd.DataFrame, dense: pd.DataFrame | None) -> None:
+    scale = 4 * table["dim"].iloc[0] / 1e6  # MB of a row of the array
+    m = np.geomspace(table["m"].min(), table["m"].max(), 50)
+    ax.plot(m * scale, m**-0.5, color=INK, linewidth=1.2, label="theory, rms: 1/√m")
+    ax.plot(table["m"] * scale, table["rms"], "o", color=colour(METHOD), markersize=5, label="measured, rms")
+    ax.plot(table["m"] * scale, table["worst"], "^", color=ALARM, markersize=5, label="measured, worst element")
+    inside = bound[bound["m"].between(m[0], m[-1])]
+    if dense is not None:
+        style = {"marker": "x", "linestyle": "none", "markersize": 6}
+        ax.plot(dense["m"] * scale, dense["worst"], color=INK, label="measured, dense signs, worst element", **style)
+    ax.plot(
+        inside["m"] * scale,
+        inside["epsilon"],
+        color=ALARM,
+        linewidth=1.4,
+        linestyle=CEILING,
+        label="bound, worst element",
+    )
+    ax.axhline(table["element"].iloc[0], color=FULL[0], linewidth=1.2, label="size of an element itself")
+    ax.set(xscale="log", yscale="log", xlabel="Memory of the array (MB)", ylabel="Error, relative to a column's norm")
+    ax.legend(frameon=False, fontsize=8.5, loc="lower left")
+
+
+def _lost_panel(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame) -> None:
+    dataset = table["dataset"].iloc[0]
+    projected = table.groupby("ratio")["validation_auc"].mean()
+    ax.plot(projected.index, projected, "o-", color=ALARM, markersize=5, label="table trained, then projected")
+    done = runs[(runs["status"] == "done") & (runs["dataset"] == dataset) & (runs["method"] == METHOD)]
+    trained = done.groupby("ratio_requested")["validation_auc"].mean()
+    ax.plot(trained.index, trained, "D-", color=colour(METHOD), markersize=5, label="array trained (pss)")
+    ax.axhline(table["full_auc"].iloc[0], color=FULL[0], linewidth=1.4, label="the trained table itself")
+    ax.set(xscale="log", xlabel="Compression", ylabel="Validation AUC")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: times(value)))
+    ax.legend(frameon=False, fontsize=8.5)
+    both = [ratio for ratio in trained.index if ratio in projected.index]
+    text = f"{dataset}: the array is trained, not projected"
+    if both:
+        text += f": at {times(max(both))} that is worth {_signed(trained[max(both)] - projected[max(both)], 3)} AUC"
+    _title(ax, text, 56)
+
+
+# the verdicts
+
+
+def verdicts(paper: Paper) -> list[Verdict]:
+    """Return what became of the paper's claims."""
+    return [_no_loss(paper), _more_iterations(paper), _latency_here(paper), _latency_there(), _bound(paper)]
+
+
+def _no_loss(paper: Paper) -> Verdict:
+    found = differences(paper.runs)
+    found = found[(found["method"] == METHOD) & (found["ratio_requested"] == RATIO)]
+    told = [
+        f"{row['dataset']}: test AUC {_signed(row['difference'])} ± {row['difference_ci']:.4f} ({row['seeds']} seeds"
+        f"{_on_rows(paper, row)})"
+        for row in found.to_dict("records")
+    ]
+    return Verdict(
+        "10,000 times smaller tables lose no quality",
+        f"Criteo-TB: 100 GB become 10 MB at AUC {AUC} ({SOURCE}; weights file)",
+        "On smaller data, " + "; ".join(told) if told else f"No finished pair of full and pss at {times(RATIO)}",
+        UNTESTED,
+        "Criteo-TB and a GPU",
+        "make all SUITE=pss_criteo_tb",
+    )
+
+
+def same_rows(paper: Paper) -> pd.DataFrame:
+    """Return the differences of test AUC to the full table on the same rows, with their intervals: a row a cell.
+
+    Of the mean over seeds, or of the only seed: the interval is about other test rows, not about another training.
+    """
+    tested = paper.measured.get("same_rows", pd.DataFrame(columns=["difference"])).dropna(subset="difference")
+    if tested.empty:
+        return pd.DataFrame({"": [f"not tested on the same rows: {MEASURE}"]})
+    cell = ["dataset", "method", "variant", "ratio_requested"]
+    tested = tested.sort_values("seed", na_position="first").drop_duplicates(cell).sort_values(cell)
+    return tested[[*cell, "difference", "low", "high", "p", "positives", "negatives"]].reset_index(drop=True)
+
+
+def _on_rows(paper: Paper, row: dict[str, Any]) -> str:
+    """Write the interval of a cell's difference over test rows, where it was tested."""
+    tested = same_rows(paper)
+    if "difference" not in tested:
+        return ""
+    same = (tested["dataset"] == row["dataset"]) & (tested["method"] == METHOD) & (tested["ratio_requested"] == RATIO)
+    found = tested[same].to_dict("records")
+    return f"; on the same rows {_signed(found[0]['low'])} to {_signed(found[0]['high'])}" if found else ""
+
+
+def _more_iterations(paper: Paper) -> Verdict:
+    claim = "The same quality takes 4.5 times the iterations"
+    published = f"{ITERATIONS}× ({SOURCE})"
+    table = iterations(paper)
+    if not table.empty:
+        table = table[
+            (table["method"] == METHOD) & (table["ratio_requested"] == RATIO) & table["dataset"].isin(paper.streams)
+        ]
+        table = table[np.isclose(table["moment"], 1 / ITERATIONS)]
+    if table.empty:
+        return Verdict(claim, published, "No curves of full and pss at 10,000× over a stream", UNTESTED, "both", RUN)
+    row = table.iloc[0].to_dict()
+    aim = "to the quality that the full table has after 1/4.5 of the samples"
+    here = f"{row['dataset']}, {row['seeds']} seeds, {aim}: {_times_text(row)}"
+    if pd.isna(row["times"]):
+        return Verdict(claim, published, here, FAILS if not row["reached"] else UNTESTED, *_longer(row["reached"]))
+    if pd.isna(row["high"]) or row["low"] <= ITERATIONS < row["high"]:
+        return Verdict(claim, published, here, UNTESTED, "more seeds: the interval holds 4.5", RUN)
+    return Verdict(claim, published, here, HOLDS if row["high"] <= ITERATIONS else FAILS)
+
+
+def _longer(reached: int) -> tuple[str, ...]:
+    return ("a longer stream: some seeds got there, some did not", RUN) if reached else ()
+
+
+def _latency_here(paper: Paper) -> Verdict:
+    claim = "A training step is 4.3 times faster: in one process of this machine"
+    published = f"{LATENCY}× ({SOURCE}; hardware not stated there)"
+    table = latency(paper)
+    if table.empty:
+        return Verdict(claim, published, "No step was timed", UNTESTED, "a measurement", MEASURE)
+    rows = table[table["embedding"] == METHOD]
+    told = "; ".join(
+        f"{row['tables']} ({row['table_gb']:.2g} GB): {row['gain']:.2f}× ({row['low']:.2f} to {row['high']:.2f})"
+        for row in rows.to_dict("records")
+    )
+    return Verdict(
+        claim,
+        published,
+        f"{told}; batch {rows['batch'].iloc[0]:,}",
+        HOLDS if (rows["high"] >= LATENCY).any() else FAILS,
+    )
+
+
+def _latency_there() -> Verdict:
+    predicted = predictions()
+    best = cost_model.gains(predicted).groupby("machine")["gain"].max()
+    told = "; ".join(f"{name}: at most {gain:.1f}×" for name, gain in best.items())
+    host = cost_model.gains(predicted, cost_model.OFFLOADED)["gain"].max()
+    return Verdict(
+        "A training step is 4.3 times faster: on several GPUs",
+        f"{LATENCY}× ({SOURCE}; hardware not stated there)",
+        f"Predicted from bytes and vendors' rates, not measured: {told}; tables in host memory: at most {host:.1f}×",
+        UNTESTED,
+        "several GPUs and TorchRec",
+        "make all SUITE=pss_criteo_tb",
+    )
+
+
+def _bound(paper: Paper) -> Verdict:
+    claim = "Memory of order 1/ε² keeps every element of the tables within ε"
+    published = f"an upper bound for (1 ± ε) ({SOURCE}; constants not read, derived in embeddings/pss.py)"
+    slope, half = exponent(paper)
+    if np.isnan(slope) or _lacks(paper, "dense"):
+        return Verdict(claim, published, "No table was projected", UNTESTED, "a measurement", MEASURE)
+    table, dense = paper.measured["projection"], paper.measured["dense"]
+    kept = dense["worst"] <= dense["epsilon"]
+    margin = "" if np.isnan(half) else f" ± {half:.3f}"
+    here = (
+        f"{table['dataset'].iloc[0]}, trained table: the error goes as memory to the power {slope:.3f}{margin}; with "
+        f"dense signs the worst element lies below the bound in {int(kept.sum())} of {len(kept)} projections, with one "
+        f"sign an element, as PSS has it, in {_below_bound(paper)}"
+    ).replace("-", "−")
+    near = abs(slope + 0.5) <= max(0.01, np.nan_to_num(half))
+    return Verdict(claim, published, here, HOLDS if near and kept.all() else FAILS)
+
+
+def _below_bound(paper: Paper) -> str:
+    """Count the projections with one sign an element whose worst element lies below the bound."""
+    table, bound = paper.measured["projection"], paper.measured["bound"].sort_values("m")
+    inside = table[table["m"].between(bound["m"].min(), bound["m"].max())]
+    allowed = np.exp(np.interp(np.log(inside["m"]), np.log(bound["m"]), np.log(bound["epsilon"])))
+    return f"{int((inside['worst'] <= allowed).sum())} of {len(inside)}"

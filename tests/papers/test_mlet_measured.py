@@ -1,0 +1,70 @@
+import json
+
+import pytest
+import torch
+
+from pocketrec import embeddings, models, training
+from pocketrec.papers import mlet
+
+ROWS = 512
+
+
+@pytest.fixture
+def suite(tmp_path, tiny):
+    """A suite's folder with one run of each kind, as the runner and the notebook leave it."""
+    for method, knobs in (("full", {}), ("mlet", {"hidden": 32})):
+        embedding = embeddings.build(method, cardinalities=tiny.cardinalities, dim=mlet.RANKED_WIDTH, **knobs)
+        model = models.build("dlrm", embedding, tiny.num_dense, [8], [8])
+        history = training.fit(model, tiny, train_rows=ROWS, batch_size=256, evaluations=1)
+        run = f"{method}/planted/r1-s0"
+        parameters = {"dim": mlet.RANKED_WIDTH, "knobs": knobs, "dataset_options": tiny.meta["options"]}
+        parameters |= {"model": "dlrm", "bottom_mlp": [8], "top_mlp": [8], "batch_size": 256}
+        parameters |= {"table_optimizer": "adagrad", "threads": 1, "train_rows": ROWS}
+        record = {"schema": 1, "run": run, "status": "done", "method": method, "dataset": "planted", "ratio": 1.0}
+        folder = tmp_path / "paper_mlet" / "runs" / run
+        folder.mkdir(parents=True)
+        training.save(folder, model.deploy(), history, torch.empty(0))
+        (folder / "record.json").write_text(json.dumps(record | {"seed": 0, "parameters": parameters}))
+    return tmp_path / "paper_mlet"
+
+
+def test_ranks_count_directions():
+    draw = torch.Generator().manual_seed(0)
+    straight = torch.linalg.qr(torch.randn(50, 8, generator=draw, dtype=torch.float64))[0]
+    assert mlet.ranks(straight) == pytest.approx((8, 8))
+    one = torch.outer(torch.arange(1, 51), torch.arange(1, 9)).double()
+    assert mlet.ranks(one) == pytest.approx((1, 1), abs=1e-4)
+    table = torch.randn(50, 8, generator=draw, dtype=torch.float64)
+    values = torch.linalg.svdvals(table)
+    shares = values / values.sum()
+    assert mlet.ranks(table)[0] == pytest.approx((-(shares * shares.log()).sum()).exp().item())
+    assert mlet.ranks(table)[1] == pytest.approx((table.norm() / values[0]).item() ** 2)
+
+
+def test_measure(suite, tiny):
+    tables = mlet.measure(suite, small=True)
+    times, ranks = tables["times"], tables["ranks"]
+    assert ({*times["model"]}, {*times["k"]}, {*times["work"]}) == ({"suite", "authors"}, {0, 32}, {"step", "tables"})
+    assert (times["ms"] > 0).all() and not times.duplicated(["model", "d", "k", "work", "round"]).any()
+    assert tables["skipped"].empty
+    # a feature's table as it is served, of the ids in the rows that were trained on, each as often as it was seen
+    feature = 2
+    ids = torch.from_numpy(tiny.ids[tiny.split("train")][:ROWS, feature].astype("int64"))
+    served = embeddings.load(suite / "runs/mlet/planted/r1-s0/embedding.safetensors").materialize(feature).double()
+    rows = ranks[(ranks["k"] == 32) & (ranks["feature"] == tiny.feature_names[feature])].set_index("weight")
+    assert rows.loc["lookups", "effective_rank"] == pytest.approx(mlet.ranks(served[ids])[0])
+    assert rows.loc["ids", "effective_rank"] == pytest.approx(mlet.ranks(served[ids.unique()])[0])
+    assert rows.loc["ids", "ids"] == len(ids.unique())
+
+
+def test_tables_that_were_not_kept_are_said(suite):
+    (suite / "runs/full/planted/r1-s0/embedding.safetensors").unlink()
+    tables = mlet.measure(suite, small=True)
+    assert {*tables["ranks"]["k"]} == {32}
+    assert tables["skipped"]["reason"].item().startswith("1 of 2 runs")
+
+
+def test_without_runs_it_says_what_to_run(tmp_path):
+    tables = mlet.measure(tmp_path / "paper_mlet", small=True)
+    assert tables["times"].empty and tables["ranks"].empty
+    assert tables["skipped"]["command"].tolist() == ["pocketrec run paper_mlet"]

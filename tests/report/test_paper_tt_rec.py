@@ -1,0 +1,230 @@
+"""TT-Rec's notebook: verdicts follow their rules, and nothing that is missing stops it."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+import records
+from matplotlib.figure import Figure
+
+from pocketrec.report import claims
+from pocketrec.report.claims import FAILS, HOLDS, UNTESTED
+from pocketrec.report.papers import tt_rec
+
+PICTURES = ("sizes", "densities", "shapes", "init_auc", "hit_rates", "steps", "kernels")
+TABLES = ("compare_sizes", "size_table", "moments", "loss_table", "init_table", "hit_rate_table", "cache_auc")
+TABLES += ("overhead_table", "refills", "kernel_table", "missing", "choosing", "verdict_table")
+OFF = {"sampled_gaussian": -0.02, "scaled_gaussian": 0.004, "gaussian": 0.0, "uniform": 0.001}
+
+
+def run(method, ratio, seed, auc, dataset="planted", **knobs):
+    name = "-".join([f"r{ratio}", *map(str, knobs.values()), f"s{seed}"])
+    record = records.quality(method, dataset, ratio, seed, run=f"{method}/{dataset}/{name}")
+    record["parameters"]["knobs"] = knobs
+    for part in ("test", "validation"):
+        record["metrics"][part] |= {"auc": auc, "accuracy": auc - 0.1}
+    return record
+
+
+def suite(loss=0.0, seeds=5, off=OFF):
+    """Return runs at 10x and 100x that lose `loss` against the full table, with a little noise of each."""
+    noise = np.random.default_rng(0).normal(0, 1e-4, 1000).tolist()
+    runs = [run("full", 1, seed, 0.75) for seed in range(seeds)]
+    for ratio, (init, by), seed in product((10, 100), off.items(), range(seeds)):
+        runs.append(run("tt_rec", ratio, seed, 0.75 - loss + by + noise.pop(), init=init, cache=0))
+    runs += [run("tt_rec", 10, seed, 0.76 + noise.pop(), init="scaled_gaussian", cache=0.2) for seed in (0, 1)]
+    return runs
+
+
+def sizes(of=1.0):
+    rows = [
+        {"model": model, "dim": 16, "tables": k, "rank": rank, "bytes": 1, "ratio": claimed * of}
+        for model, claimed, _, k, rank in tt_rec.PUBLISHED
+    ]
+    rows += [{"model": m, "dim": 16, "tables": k, "rank": None, "ratio": 300.0} for m in tt_rec.MODELS for k in (3, 7)]
+    return pd.DataFrame(rows).astype({"rank": "Int64"})
+
+
+def steps(full=10.0, train=10.2):
+    ms = {("full", None, None, "pocketrec"): full, (tt_rec.BAGS, None, None, "plain PyTorch"): 20.0}
+    ms |= {(tt_rec.FLOOR, None, None, "plain PyTorch"): 8.0, ("tt_rec", 8, 100, "pocketrec"): 9.0}
+    ms |= {("tt_rec", rank, 0, "pocketrec"): train for rank in (8, 32)} | {("tt_rec", 8, 0, "plain PyTorch"): 50.0}
+    rows = [
+        {"embedding": name, "rank": rank, "cache": cache, "route": route, "batch": 128, "round": n, "ms": each + n}
+        | {"foreign": 0.0, "ratio": 100.0, "hit_rate": 0.4 if cache else None}
+        for n in range(3)
+        for (name, rank, cache, route), each in ms.items()
+    ]
+    return pd.DataFrame(rows).astype({"rank": "Int64", "cache": "Int64"})
+
+
+def kernels(plain=4.0, unique=3.5):
+    routes = {"pocketrec": 1.0, "plain PyTorch": plain, "plain PyTorch, unique ids": unique}
+    rows = [
+        {"route": route, "dim": 16, "batch": 64, "ids": ids, "work": work, "rank": rank, "ms": ms, "distinct": 0.5}
+        | {"foreign": 0.0}
+        for (route, ms), ids, work, rank in product(routes.items(), ("zipf", "uniform"), ("forward", "step"), (8, 64))
+    ]
+    return pd.DataFrame(rows)
+
+
+def moments():
+    rows = [
+        {"init": init, "rank": rank, "std_ratio": 13.8 * rank if init == "sampled_gaussian" else 1.0}
+        | {"excess_kurtosis": 0.0, "ks": 0.1, "ks_shape": 0.1 / rank, "near_zero": 0.08, "entries": 10}
+        for init, rank in product(tt_rec.INITS, (1, 8))
+    ]
+    return pd.DataFrame(rows)
+
+
+def density():
+    rows = product(tt_rec.INITS, (1, 8), np.linspace(-3, 3, 7))
+    return pd.DataFrame(rows, columns=["init", "rank", "log10"]).assign(density=0.1)
+
+
+def hit_rates():
+    share = np.geomspace(1e-3, 1, 4)
+    table = pd.DataFrame({"share": share, "cache": (1000 * share).astype(int), "best": share**0.5})
+    return table.assign(dataset="planted", tables=5, rows=1000, reached=0.9 * share**0.5, test=0.8 * share**0.5)
+
+
+def refills():
+    return pd.DataFrame({"rank": [8, 8], "cache": [100, 100], "rows": [1000, 1000], "ms": [3.0, 2.0]})
+
+
+MEASURED = {"sizes": sizes, "moments": moments, "density": density, "hit_rates": hit_rates}
+MEASURED |= {"steps": steps, "refills": refills, "kernels": kernels}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a function that writes a suite's folder and loads it; what is None is left out."""
+
+    def write(runs=(), **tables):
+        path = tmp_path / "paper_tt_rec"
+        records.write(path, list(runs), notebooks=False)
+        (path / "measured").mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            table.to_parquet(path / "measured" / f"{name}.parquet")
+        return tt_rec.load(path)
+
+    return write
+
+
+@pytest.fixture
+def whole(folder):
+    return folder(suite(), **{name: make() for name, make in MEASURED.items()})
+
+
+def verdict(found, words):
+    (only,) = [v for v in tt_rec.verdicts(found) if words in v.claim]
+    return only
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_picture_is_drawn_with_a_title_that_says_something(whole, name):
+    figure = getattr(tt_rec, name)(whole)
+    titles = [ax.get_title(loc="left") for ax in figure.axes if ax.has_data()]
+    assert titles and all(len(title) > 20 for title in titles)
+    assert all(ax.get_xlabel() for ax in figure.axes if ax.has_data())
+
+
+def test_the_drawing_counts_what_it_draws():
+    (ax,) = tt_rec.drawing().axes
+    assert "38,160 floats" in ax.get_title(loc="left")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_shown(whole, name):
+    assert getattr(tt_rec, name)(whole) is not None
+
+
+@pytest.mark.parametrize("left_out", [None, "runs", *MEASURED])
+def test_whatever_is_missing_is_said_with_its_command(folder, left_out):
+    kept = {name: make() for name, make in MEASURED.items() if name != left_out}
+    found = folder([] if left_out == "runs" else suite(seeds=1), **kept)
+    for name in (*PICTURES, *TABLES):
+        shown = getattr(tt_rec, name)(found)
+        assert isinstance(shown, Figure) or shown is not None
+    said = tt_rec.missing(found)["command"]
+    assert said.str.contains("paper_tt_rec").any() == (
+        left_out in ("runs", "sizes", "moments", "hit_rates", "steps", "kernels")
+    )
+
+
+def test_an_empty_folder_claims_nothing(folder):
+    found = folder()
+    every = tt_rec.verdicts(found)
+    assert {v.verdict for v in every} == {UNTESTED} and all(v.command and v.needs for v in every)
+    assert "cannot be tested here" in tt_rec.tally(found) and claims.table(every) is not None
+
+
+@pytest.mark.parametrize(("of", "expected"), [(1.01, HOLDS), (1.2, FAILS)])
+def test_sizes_hold_where_arithmetic_agrees(folder, of, expected):
+    found = folder(sizes=sizes(of))
+    assert verdict(found, "Criteo-Kaggle, dim").verdict == verdict(found, "Criteo-TB").verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "seeds", "nothing", "little"),
+    [(0.0, 5, HOLDS, HOLDS), (0.006, 5, FAILS, HOLDS), (0.01, 5, FAILS, FAILS), (0.0, 1, UNTESTED, UNTESTED)],
+)
+def test_losses_are_judged_by_whole_intervals(folder, loss, seeds, nothing, little):
+    found = folder(suite(loss, seeds))
+    assert verdict(found, "Nothing is lost").verdict == nothing
+    assert verdict(found, "Accuracy falls").verdict == little
+
+
+def test_losses_are_those_of_the_start_that_validates_best(folder):
+    assert set(tt_rec.losses(folder(suite()))["init"]) == {"scaled_gaussian"}
+
+
+def test_an_initialisation_is_better_only_against_both_others(folder):
+    found = folder(suite())
+    assert verdict(found, "divided by rank").verdict == HOLDS and verdict(found, "as published").verdict == FAILS
+    found = folder(suite(off=OFF | {"uniform": 0.004}))
+    assert verdict(found, "divided by rank").verdict == FAILS
+
+
+def test_two_seeds_say_nothing_of_initialisations(folder):
+    assert verdict(folder(suite(seeds=2)), "divided by rank").verdict == UNTESTED
+
+
+def test_differences_are_paired_by_seed(folder):
+    table = tt_rec.init_differences(folder(suite())).set_index(["ratio", "init", "against"])
+    row = table.loc[(10.0, "scaled_gaussian", "gaussian")]
+    assert row["difference"] == pytest.approx(0.004, abs=3e-4) and row["half"] < 5e-4 and row["seeds"] == 5
+
+
+def test_a_cache_is_compared_with_none_of_the_same_start(folder):
+    row = tt_rec.cache_auc(folder(suite())).iloc[0]
+    assert row["share of the budget"] == "20%" and row["AUC − without a cache"].startswith("+0.006")
+
+
+@pytest.mark.parametrize(("train", "expected"), [(10.2, HOLDS), (14.0, FAILS)])
+def test_a_step_is_held_against_the_full_table_of_the_same_round(folder, train, expected):
+    found = folder(steps=steps(train=train))
+    assert verdict(found, "training step").verdict == expected
+    plain = tt_rec.overheads(found).set_index(["route", "cache", "rank"])["over_bags"]
+    assert plain["plain PyTorch", 0, 8] == pytest.approx(51 / 21 - 1)
+
+
+@pytest.mark.parametrize(("unique", "expected"), [(3.5, HOLDS), (2.0, FAILS)])
+def test_a_kernel_is_held_against_the_fastest_other_way(folder, unique, expected):
+    found = folder(kernels=kernels(unique=unique))
+    assert verdict(found, "three times faster than what").verdict == expected
+    assert set(tt_rec.against_fastest(found)["route"]) == {"plain PyTorch, unique ids"}
+
+
+def test_times_of_a_busy_machine_say_nothing(folder):
+    found = folder(steps=steps().assign(foreign=1.0), kernels=kernels().assign(foreign=1.0))
+    for words in ("training step", "three times faster than what"):
+        assert verdict(found, words).verdict == UNTESTED and "quiet" in verdict(found, words).needs
+
+
+def test_runs_on_criteo_take_its_row_away(folder):
+    words = "Criteo's own rows"
+    assert any(words in v.claim for v in tt_rec.verdicts(folder(suite())))
+    found = folder([run("full", 1, 0, 0.8, dataset="criteo-kaggle")])
+    assert not any(words in v.claim for v in tt_rec.verdicts(found))
