@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from pocketrec import embeddings, models, training
+from pocketrec.metrics import scores
 from pocketrec.papers import mlet
 
 ROWS = 512
@@ -12,7 +14,7 @@ ROWS = 512
 @pytest.fixture
 def suite(tmp_path, tiny):
     """A suite's folder with one run of each kind, as the runner and the notebook leave it."""
-    for method, knobs in (("full", {}), ("mlet", {"hidden": 32})):
+    for method, knobs in (("full", {}), ("mlet", {"hidden": 64})):
         embedding = embeddings.build(method, cardinalities=tiny.cardinalities, dim=mlet.RANKED_WIDTH, **knobs)
         model = models.build("dlrm", embedding, tiny.num_dense, [8], [8])
         history = training.fit(model, tiny, train_rows=ROWS, batch_size=256, evaluations=1)
@@ -20,11 +22,13 @@ def suite(tmp_path, tiny):
         parameters = {"dim": mlet.RANKED_WIDTH, "knobs": knobs, "dataset_options": tiny.meta["options"]}
         parameters |= {"model": "dlrm", "bottom_mlp": [8], "top_mlp": [8], "batch_size": 256}
         parameters |= {"table_optimizer": "adagrad", "threads": 1, "train_rows": ROWS}
+        about = {"seed": 0, "parameters": parameters, "data": tiny.summary()}
         record = {"schema": 1, "run": run, "status": "done", "method": method, "dataset": "planted", "ratio": 1.0}
         folder = tmp_path / "paper_mlet" / "runs" / run
         folder.mkdir(parents=True)
-        training.save(folder, model.deploy(), history, torch.empty(0))
-        (folder / "record.json").write_text(json.dumps(record | {"seed": 0, "parameters": parameters}))
+        probabilities = training.predict(model.deploy(), tiny, "test")[0]
+        training.save(folder, model.deploy(), history, probabilities)
+        (folder / "record.json").write_text(json.dumps(record | about))
     return tmp_path / "paper_mlet"
 
 
@@ -51,16 +55,23 @@ def test_measure(suite, tiny):
     feature = 2
     ids = torch.from_numpy(tiny.ids[tiny.split("train")][:ROWS, feature].astype("int64"))
     served = embeddings.load(suite / "runs/mlet/planted/r1-s0/embedding.safetensors").materialize(feature).double()
-    rows = ranks[(ranks["k"] == 32) & (ranks["feature"] == tiny.feature_names[feature])].set_index("weight")
+    rows = ranks[(ranks["k"] == 64) & (ranks["feature"] == tiny.feature_names[feature])].set_index("weight")
     assert rows.loc["lookups", "effective_rank"] == pytest.approx(mlet.ranks(served[ids])[0])
     assert rows.loc["ids", "effective_rank"] == pytest.approx(mlet.ranks(served[ids.unique()])[0])
     assert rows.loc["ids", "ids"] == len(ids.unique())
+    # the difference on the same test rows is that of the two AUCs
+    labels = torch.from_numpy(tiny.labels[tiny.split("test")].copy())
+    aucs = {
+        method: scores(torch.from_numpy(np.load(suite / f"runs/{method}/planted/r1-s0/predictions.npy")), labels)["auc"]
+        for method in ("full", "mlet")
+    }
+    assert tables["same_rows"]["difference"].item() == pytest.approx(aucs["mlet"] - aucs["full"], abs=1e-6)
 
 
 def test_tables_that_were_not_kept_are_said(suite):
     (suite / "runs/full/planted/r1-s0/embedding.safetensors").unlink()
     tables = mlet.measure(suite, small=True)
-    assert {*tables["ranks"]["k"]} == {32}
+    assert {*tables["ranks"]["k"]} == {64}
     assert tables["skipped"]["reason"].item().startswith("1 of 2 runs")
 
 

@@ -128,6 +128,14 @@ def test_the_suite_as_published_is_judged_by_its_own_data(runs):
     assert mlet.missing(large).empty
 
 
+def test_on_the_same_rows_cells_over_seeds_are_shown():
+    cell = {"dataset": "planted", "variant": "dim=4, hidden=64", "reference": "full, dim=16", "difference": -0.001}
+    rows = [cell | {"seed": seed, "low": -0.003, "high": 0.001, "p": 0.3} for seed in (0, 1, pd.NA)]
+    shown = mlet.same_rows({"same_rows": pd.DataFrame(rows)})
+    assert shown["AUC − its AUC [95 %]"].tolist() == ["−0.0010 [−0.0030, +0.0010]"]
+    assert "not measured yet" in mlet.same_rows({}).iloc[0, 0]
+
+
 def test_the_cost_is_paired_by_round():
     table = mlet.cost(times(0.25)).query("k == 64")
     assert np.allclose(table[["cost", "low", "high"]], 0.25)

@@ -2,6 +2,7 @@
 
     times   whole training steps and the tables' part of them, plain tables against two layers, in turn
     ranks   how many directions the tables that the runs saved make use of
+    same_rows  the differences in AUC once more, on the very same test rows
 
 The effective rank is exp of the entropy of the singular values, taken as shares of their sum: d where all are equal,
 1 where one is all there is (Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO
@@ -26,12 +27,15 @@ from pocketrec.data import Batch, Dataset
 from pocketrec.kernels import native
 from pocketrec.measure import ROTATED_BATCHES
 from pocketrec.optim import in_place, optimizers
+from pocketrec.papers.same_rows import same_rows
+from pocketrec.papers.same_rows import skipped as untested
 from pocketrec.report.results import read_records
 from pocketrec.speed.bench import Options, rounds
 from pocketrec.speed.contestants import Unavailable, fits
 
 WIDTHS, HIDDEN = (4, 16, 64), (32, 64, 128)
 RANKED_WIDTH = 16
+TESTED_HIDDEN, WIDER = 64, (1, 4)  # tested on the same rows against plain tables so many times as wide
 LR = 0.01  # small: the same batches come again and again
 # benghaem/dlrm_mlet, workflow/criteo_kaggle_ex.sh
 AUTHORS = {"bottom_mlp": [512, 256, 64], "top_mlp": [512, 256], "batch_size": 128, "table_optimizer": "sgd"}
@@ -51,6 +55,8 @@ def measure(suite_dir: Path, small: bool = False) -> dict[str, pd.DataFrame]:
             foreign (cores that others used meanwhile), core_to_core_ns.
         ranks: one row a run, feature and weight of the rows (`ids`: every id that training saw counts once,
             `lookups`: as often as it was seen). dataset, d, k, seed, feature, ids, weight, effective_rank, stable_rank.
+        same_rows: as `papers.same_rows` returns it, of runs with k = 64 against plain tables of the same width and of
+            four times that.
         skipped: what was not measured, reason, command that changes it.
     """
     suite_dir = Path(suite_dir)
@@ -72,11 +78,30 @@ def measure(suite_dir: Path, small: bool = False) -> dict[str, pd.DataFrame]:
     if not runs:
         reason = f"{suite_dir} holds no finished run of full or mlet"
         skipped.append({"what": "all", "reason": reason, "command": f"pocketrec run {suite_dir.name}"})
+    tested = same_rows(suite_dir, _pairs([record for found in runs.values() for record in found]))
+    skipped += untested(tested).to_dict("records")
     return {
         "times": pd.DataFrame(times),
         "ranks": pd.DataFrame(ranks),
+        "same_rows": tested,
         "skipped": pd.DataFrame(skipped, columns=["what", "reason", "command"]),
     }
+
+
+def _pairs(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Pair two-layer runs with the plain ones that they are tested against, of the same seed."""
+    plain = {
+        (record["dataset"], record["parameters"]["dim"], record["seed"]): record["run"]
+        for record in runs
+        if record["method"] == "full"
+    }
+    wanted = [
+        (record["run"], (record["dataset"], times * record["parameters"]["dim"], record["seed"]))
+        for record in runs
+        if record["parameters"]["knobs"].get("hidden") == TESTED_HIDDEN
+        for times in WIDER
+    ]
+    return [(run, plain[cell]) for run, cell in wanted if cell in plain]
 
 
 def _runs(suite_dir: Path) -> list[dict[str, Any]]:

@@ -170,6 +170,20 @@ def _narrower(row: dict) -> str:
     return text(row["width"]) + ends
 
 
+def same_rows(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Lay out the tests on the same test rows (DeLong), over the seeds of a cell: two layers minus plain."""
+    if not _has(measured, "same_rows"):
+        return pd.DataFrame({"the test on the same rows": [UNMEASURED]})
+    table = measured["same_rows"]
+    table = table[table["seed"].isna() & table["difference"].notna()].sort_values(["dataset", "variant", "reference"])
+    shown = table.rename(columns={"variant": "two layers", "reference": "against"})[
+        ["dataset", "two layers", "against"]
+    ]
+    rows = table[["difference", "low", "high"]].itertuples(index=False)
+    shown["AUC − its AUC [95 %]"] = [f"{d:+.4f} [{low:+.4f}, {high:+.4f}]".replace("-", "−") for d, low, high in rows]
+    return shown.assign(p=table["p"].map("{:.3f}".format))
+
+
 def without_loss(runs: pd.DataFrame) -> pd.DataFrame:
     """Return for each dataset the plain width with the highest AUC, and the narrowest two-layer table that reaches it.
 
