@@ -63,7 +63,7 @@ NO_OVERHEAD = 0.05  # of a training step
 PUBLISHED_SPEED = 3
 FOREIGN = 0.1  # cores that others may use before a sample counts as disturbed
 QUIET = 0.5  # share of samples that may be disturbed before times say nothing
-FULL_SUITE = "paper_tt_rec_full"
+FULL_SUITE = "tt_rec_criteo_kaggle"
 
 
 @dataclass
