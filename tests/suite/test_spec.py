@@ -165,3 +165,9 @@ def test_options_are_checked_by_the_data_themselves(root, monkeypatch):
     text = "grid: {method: robe, dataset: planted}\noptions: {planted: {row: 3}}\n"
     with pytest.raises(UserError, match="unknown option 'row'; did you mean 'rows'"):
         spec.load(str(root.suite("real", text)))
+
+
+def test_a_suite_named_after_a_paper_is_answered_by_its_notebook():
+    suites = sorted((paths.PARAMS / "suites").glob("paper_*.yaml"))
+    assert [spec.load(str(path)).paper for path in suites] == [path.stem.removeprefix("paper_") for path in suites]
+    assert all((paths.NOTEBOOKS / f"{path.stem}.ipynb").exists() for path in suites)

@@ -40,7 +40,7 @@ MOST_MEMORY = 0.65  # of what is free: the models, the ids and their outputs nee
 
 @dataclass(frozen=True)
 class Shape:
-    """A DLRM: tables of `params/tables`, which keep their proportions at any size, and hidden widths of its MLPs."""
+    """A DLRM: published tables, which keep their proportions at any size, and hidden widths of its MLPs."""
 
     name: str
     tables: str

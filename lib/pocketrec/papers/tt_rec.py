@@ -118,7 +118,7 @@ def measure(suite_dir: Path, small: bool = False) -> dict[str, pd.DataFrame]:
     """
     device = _device(suite_dir)
     extent = Extent.little() if small else Extent.whole(suite_dir, device)
-    machine.steady_memory()
+    native.keep_memory()
     moments, density = initial_values(extent)
     hit_rates, without_data = _hit_rates(extent.datasets)
     steps, refills, without_memory = training_steps(extent, device)

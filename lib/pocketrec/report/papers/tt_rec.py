@@ -242,7 +242,7 @@ def _ranks_axis(ax: Axes, ranks: Sequence[int]) -> None:
 def densities(found: Found, ranks: Sequence[int] = (1, 8, 64)) -> Figure:
     """Density of fresh entries over |entry / target| on a log axis, a panel a rank, beside the target's own."""
     table, moments = found.table("density"), found.table("moments")
-    shown = [rank for rank in ranks if len(table) and (table["rank"] == rank).any()]
+    shown = [rank for rank in ranks if len(table) and len(moments) and (table["rank"] == rank).any()]
     if not shown:
         return sentence(f"No initial values: {found.measure} draws them.")
     figure, axes = panels(len(shown), 4.2, 3.6, columns=3)
