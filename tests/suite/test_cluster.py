@@ -236,7 +236,7 @@ class Node:
         ray = [*self.prefix, sys.executable, "-m", "ray.scripts.scripts", "start", *arguments]
         here = [f"--node-ip-address={self.address}", f"--temp-dir={self.scratch}"]
         small = [f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=100000000"]
-        lean = ["--include-dashboard=false", "--include-log-monitor=false"]
+        lean = ["--include-log-monitor=false", *(["--include-dashboard=false"] if "--head" in arguments else [])]
         done = subprocess.run(
             [*ray, *here, *small, *lean],
             env=self.site.environment | {"TMPDIR": str(self.scratch)},

@@ -150,12 +150,16 @@ def _join(address: str) -> None:
         signal.signal(signal.SIGTERM, before)  # Ray would end the process at once, and leave no record of its runs
 
 
+def _code() -> str:
+    return remote.fingerprint()  # which Ray does not take as it is: it remembers its answer
+
+
 def _probe(machines: list[Machine]) -> None:
     """Refuse a machine that has other code, or none."""
     probes = {}
     for machine in machines:
         there = NodeAffinitySchedulingStrategy(machine.node, soft=False)
-        probe = ray.remote(remote.fingerprint).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
+        probe = ray.remote(_code).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
         probes[machine.address] = probe.remote()
     for address, probe in probes.items():
         try:
