@@ -60,12 +60,13 @@ def licence(name: str) -> str:
     return _content(name).get("licence", "none stated")
 
 
-def published_tables() -> dict[str, tuple[str, list[int]]]:
-    """Return the published tables that have a name: for each the dataset, and its cardinalities."""
+def published_tables() -> dict[str, tuple[list[int], int]]:
+    """Return the published tables that have a name: cardinalities, and dim where it is not the dataset's recipe's."""
     found = {}
     for dataset in available():
+        dim = recipe(dataset).get("dim")
         tables = (_content(dataset).get("published") or {}).get("tables", [])
-        found |= {table["name"]: (dataset, table["cardinalities"]) for table in tables if "name" in table}
+        found |= {table["name"]: (table["cardinalities"], table.get("dim", dim)) for table in tables if "name" in table}
     return found
 
 

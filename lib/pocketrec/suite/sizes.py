@@ -22,8 +22,7 @@ def tables(name: str) -> tuple[list[int], int]:
     published = data.published_tables()
     if name not in published and name not in data.available():
         raise unknown("tables or dataset", name, sorted({*published, *data.available()}), paths.PARAMS / "datasets")
-    dataset, cardinalities = published.get(name) or (name, data.load(name).cardinalities)
-    return cardinalities, data.recipe(dataset).get("dim", 16)
+    return published.get(name) or (data.load(name).cardinalities, data.recipe(name).get("dim", 16))
 
 
 def sizes(
