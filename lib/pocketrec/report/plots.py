@@ -121,6 +121,11 @@ def _panels(count: int, width: float, height: float, columns: int = 2, **kwargs)
     return figure, list(axes.flat[:count])
 
 
+def _room(labels: pd.Series) -> float:
+    """Return the inches that labels need beyond those of a method's name."""
+    return 0.085 * max(0, labels.str.len().max() - 14)
+
+
 def _title(ax: Axes, text: str, width: int) -> None:
     ax.set_title(textwrap.fill(text, width))
 
@@ -146,7 +151,7 @@ def _tradeoff(results: pd.DataFrame, x: str, finding: Callable[[pd.DataFrame], s
         return _sentence(f"No AUC to show: {verdict(results)}.")
     cells = cells.assign(x=cells[x] * METRICS[x].scale, label=cells.apply(label, axis=1))
     datasets = list(cells["dataset"].unique())
-    figure, axes = _panels(len(datasets), 5.6, 3.9)
+    figure, axes = _panels(len(datasets), 5.6 + _room(cells["label"]), 3.9)
     for ax, dataset in zip(axes, datasets, strict=True):
         ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="Test AUC (mean, 95 % band)")
         shown = cells[cells["dataset"] == dataset]
@@ -414,7 +419,7 @@ def status_map(results: pd.DataFrame) -> Figure:
     datasets = list(cells["dataset"].unique())
     tall, wide = cells["label"].nunique(), cells["ratio_requested"].nunique()
     width = max(3.4, 1.1 * wide + 1.2)
-    figure, axes = _panels(len(datasets), width, 0.58 * tall + 1.2)
+    figure, axes = _panels(len(datasets), width + _room(cells["label"]), 0.58 * tall + 1.2)
     for ax, dataset in zip(axes, datasets, strict=True):
         _status_panel(ax, cells[cells["dataset"] == dataset])
         _title(ax, f"{dataset}: {verdict(results[results['dataset'] == dataset])}", int(9.3 * width))
