@@ -151,7 +151,8 @@ def _tradeoff(results: pd.DataFrame, x: str, finding: Callable[[pd.DataFrame], s
         return _sentence(f"No AUC to show: {verdict(results)}.")
     cells = cells.assign(x=cells[x] * METRICS[x].scale, label=cells.apply(label, axis=1))
     datasets = list(cells["dataset"].unique())
-    figure, axes = _panels(len(datasets), 5.6 + _room(cells["label"]), 3.9)
+    tall = max(3.9, 0.2 * cells.groupby("dataset")["label"].nunique().max() + 1.1)
+    figure, axes = _panels(len(datasets), 5.6 + _room(cells["label"]), tall)
     for ax, dataset in zip(axes, datasets, strict=True):
         ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="Test AUC (mean, 95 % band)")
         shown = cells[cells["dataset"] == dataset]
