@@ -87,6 +87,9 @@ publish(run_dir, speed=[{"part": "model", "batch": 1, "p50_ms": auc}])
 class Root:
     """A tree as a user has it, below a temporary folder."""
 
+    command: tuple[str, ...] = (sys.executable, str(HERE / "standins.py"))
+    patience = 120  # seconds
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.write("params/datasets/tiny.yaml", "options: {rows: 10}\nrecipe: {epochs: 2, batch_size: 7}\n")
@@ -109,12 +112,15 @@ class Root:
         notebook = nbformat.v4.new_notebook(cells=[first, *(new(cell.strip()) for cell in cells)])
         self.write(f"notebooks/{name}.ipynb", nbformat.writes(notebook))
 
-    def start(self, *arguments: str) -> subprocess.Popen:
-        environment = {**os.environ, "POCKETREC_ROOT": str(self.path), "TMPDIR": str(self.path), "COLUMNS": "200"}
-        environment.pop("POCKETREC_DATA", None)
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {"POCKETREC_ROOT": str(self.path), "TMPDIR": str(self.path), "COLUMNS": "200"}
+        return {name: value for name, value in os.environ.items() if name != "POCKETREC_DATA"} | own
+
+    def start(self, *arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, str(HERE / "standins.py"), *arguments],
-            env=environment,
+            [*prefix, *self.command, *arguments],
+            env=self.environment | environment,
             cwd=self.path,
             text=True,
             stdout=subprocess.PIPE,
@@ -123,7 +129,7 @@ class Root:
 
     def call(self, *arguments: str) -> tuple[int, str, str]:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=self.patience)
         return process.returncode, out, err
 
     def records(self, suite: str) -> dict[str, dict]:

@@ -41,6 +41,9 @@ if act == "wait": time.sleep(4)
 class Site(Root):
     """A machine's checkout, with a real dataset; what runs there is the library as it is."""
 
+    command = (sys.executable, "-m", "pocketrec.suite.cli")
+    patience = PATIENCE
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.write("params/datasets/planted.yaml", PLANTED)
@@ -56,21 +59,6 @@ class Site(Root):
             | own
             | {"PYTHONPATH": library, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_register_timeout_seconds": "600"}
         )
-
-    def start(self, *arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*prefix, sys.executable, "-m", "pocketrec.suite.cli", *arguments],
-            env=self.environment | environment,
-            cwd=self.path,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def call(self, *arguments: str) -> tuple[int, str, str]:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=PATIENCE)
-        return process.returncode, out, err
 
 
 def wait_until(condition, seconds=PATIENCE):

@@ -61,7 +61,7 @@ def licence(name: str) -> str:
 
 
 def published_tables() -> dict[str, tuple[list[int], int]]:
-    """Return the published tables that have a name: cardinalities, and dim where it is not the dataset's recipe's."""
+    """Return cardinalities and dim of the published tables that have a name; without a dim, the recipe's."""
     found = {}
     for dataset in available():
         dim = recipe(dataset).get("dim")

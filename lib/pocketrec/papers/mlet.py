@@ -27,9 +27,9 @@ from pocketrec.data import Batch, Dataset
 from pocketrec.kernels import native
 from pocketrec.measure import ROTATED_BATCHES
 from pocketrec.optim import in_place, optimizers
-from pocketrec.papers.same_rows import same_rows
-from pocketrec.papers.same_rows import skipped as untested
 from pocketrec.report.results import read_records
+from pocketrec.same_rows import same_rows
+from pocketrec.same_rows import skipped as untested
 from pocketrec.speed.bench import Options, rounds
 from pocketrec.speed.contestants import Unavailable, fits
 
@@ -55,7 +55,7 @@ def measure(suite_dir: Path, small: bool = False) -> dict[str, pd.DataFrame]:
             foreign (cores that others used meanwhile), core_to_core_ns.
         ranks: one row a run, feature and weight of the rows (`ids`: every id that training saw counts once,
             `lookups`: as often as it was seen). dataset, d, k, seed, feature, ids, weight, effective_rank, stable_rank.
-        same_rows: as `papers.same_rows` returns it, of runs with k = 64 against plain tables of the same width and of
+        same_rows: as `same_rows` returns it, of runs with k = 64 against plain tables of the same width and of
             four times that.
         skipped: what was not measured, reason, command that changes it.
     """

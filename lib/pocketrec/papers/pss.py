@@ -5,7 +5,7 @@ parallel      steps of two processes, sharded and replicated, and the rates that
 projection    the suite's trained table, projected to arrays of many sizes and read back
 dense         one of its tables, projected by the dense signs that the bound speaks of
 bound         the memory that is enough for an error, by `embeddings.pss.projection_rows`
-same_rows     the differences of AUC to the full table on the same test rows, see `papers.same_rows`
+same_rows     the differences of AUC to the full table on the same test rows, see `same_rows`
 skipped       what was not measured, and why
 """
 
@@ -32,13 +32,13 @@ from pocketrec.embeddings.pss import Pss, projection_rows
 from pocketrec.kernels import native
 from pocketrec.metrics import scores
 from pocketrec.optim import in_place, optimizers
-from pocketrec.papers.same_rows import same_rows
-from pocketrec.papers.same_rows import skipped as untested
 from pocketrec.report.results import read_records
+from pocketrec.same_rows import same_rows
+from pocketrec.same_rows import skipped as untested
 from pocketrec.speed import machine, parallel
 from pocketrec.speed.bench import Options, drawn_ids, rounds
 from pocketrec.speed.contestants import Unavailable, fits
-from pocketrec.speed.dlrm import FLOOR, _Nothing
+from pocketrec.speed.dlrm import FLOOR, Nothing
 
 RATIO = 10_000
 BLOCKS = {"mapping": "block", "sign": False}  # the published instance
@@ -174,7 +174,7 @@ def _steps(shape: Shape) -> dict[str, Callable[[], Any]]:
     labels = torch.rand(shape.batch_size).round()
     batches = [Batch(dense, part, labels) for part in ids]
     built = {
-        FLOOR: _Nothing(shape.cardinalities, shape.dim),
+        FLOOR: Nothing(shape.cardinalities, shape.dim),
         "full": _embedding("full", shape),
         "pss": _embedding("pss", shape, ratio=RATIO, **BLOCKS),
         "pss, element": _embedding("pss", shape, ratio=RATIO),

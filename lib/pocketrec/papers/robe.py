@@ -25,7 +25,7 @@ from pocketrec import embeddings
 from pocketrec.embeddings.base import full_bytes, megabytes, undrawn
 from pocketrec.kernels import native
 from pocketrec.models import DLRM
-from pocketrec.papers.same_rows import same_rows, skipped
+from pocketrec.same_rows import same_rows, skipped
 from pocketrec.speed import dlrm, machine
 from pocketrec.speed.bench import IDS, Options, drawn_ids, rounds
 from pocketrec.speed.contestants import Tables, limit
@@ -85,7 +85,7 @@ SMALL = Plan(sizes=(1 << 20, 1 << 22), batches=(4, 16), rotated=1 << 18, side=64
 def measure(suite_dir: Path, small: bool = False) -> dict[str, pd.DataFrame]:
     """Test the suite's differences on the same rows, and time the models; a few minutes, or seconds when `small`.
 
-    Tables: `same_rows`, see `papers.same_rows`; `speed`, see `speed`; `machine`, one row; and `skipped`, what was not
+    Tables: `same_rows`, see `same_rows`; `speed`, see `speed`; `machine`, one row; and `skipped`, what was not
     measured: what, reason, command.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"

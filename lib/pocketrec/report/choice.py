@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from pocketrec.errors import UserError
 from pocketrec.report.columns import CELL, FAILURES, METRICS, times
-from pocketrec.report.plots import INK, MUTED, _label_points, _log_axis, _panels, _sentence, _title, house_style, look
+from pocketrec.report.plots import INK, MUTED, house_style, label_points, log_axis, look, panels, put_title, sentence
 from pocketrec.report.results import load_results
 from pocketrec.report.statistics import (
     LEVEL,
@@ -210,17 +210,17 @@ def trade_off(runs: pd.DataFrame, x: str = SIZE, limit: float | None = None) -> 
     """
     cells = with_loss(summary(runs)).dropna(subset=["auc_loss", x])
     if cells.empty:
-        return _sentence(f"No {METRICS[x].label} to show: give the suite `timed: latency`, and run it.")
+        return sentence(f"No {METRICS[x].label} to show: give the suite `timed: latency`, and run it.")
     cells = cells.merge(tied_with_best(runs).reset_index(), "left", CELL)
     tied = cells["tied"].fillna(False).astype(bool) | (cells["method"] == "full")
     cells = cells.assign(x=cells[x] * METRICS[x].scale, ahead=front(cells, x), tied=tied)
     cells = cells.assign(label=cells.apply(label, axis=1)).sort_values("x")
-    figure, axes = _panels(cells["dataset"].nunique(), 5.6, 4.2)
+    figure, axes = panels(cells["dataset"].nunique(), 5.6, 4.2)
     for ax, (name, rows) in zip(axes, cells.groupby("dataset"), strict=True):
         ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="AUC loss (mean, 95 % interval)")
         _points(ax, rows, limit)
         ahead = ", ".join(rows.loc[rows["ahead"], "label"].unique())
-        _title(ax, f"{name}: the front for {'size' if x == SIZE else 'time'} is {ahead}", 54)
+        put_title(ax, f"{name}: the front for {'size' if x == SIZE else 'time'} is {ahead}", 54)
     marks = {method: look(method) for method in sorted(cells["method"].unique())}
     lines = [Line2D([], [], ls="", color=hue, marker=mark, label=name) for name, (hue, mark) in marks.items()]
     figure.legend(handles=lines, loc="outside lower center", ncols=6, frameon=False)
@@ -239,8 +239,8 @@ def _points(ax: Axes, rows: pd.DataFrame, limit: float | None) -> None:
     ax.axhline(0, color=MUTED, linewidth=1)
     ahead = rows[rows["ahead"]]
     ax.step(ahead["x"], ahead["auc_loss"], where="post", color=MUTED, linewidth=1, zorder=1)
-    _log_axis(ax, rows["x"] if limit is None else pd.Series([*rows["x"], limit]), "{:,.3g}".format)
+    log_axis(ax, rows["x"] if limit is None else pd.Series([*rows["x"], limit]), "{:,.3g}".format)
     if limit is not None:
         ax.axvline(limit, color=INK, linewidth=1, linestyle="--")
     ax.margins(y=0.12)
-    _label_points(ax, ahead)
+    label_points(ax, ahead)

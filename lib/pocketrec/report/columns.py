@@ -117,3 +117,11 @@ DTYPES = IDENTITY | {metric.name: metric.dtype for metric in METRICS.values()}
 def times(ratio: float) -> str:
     """Write a ratio as people say it: `1,000×`, `2.5×`."""
     return f"{ratio:,.4g}×" if ratio < 1000 else f"{ratio:,.0f}×"
+
+
+def signed(value: float, half_width: float = float("nan"), digits: int = 4) -> str:
+    """Write a difference as people do: `−0.0012 ± 0.0004`; a missing one is a dash."""
+    if pd.isna(value):
+        return "–"
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text if pd.isna(half_width) else f"{text} ± {half_width:.{digits}f}"

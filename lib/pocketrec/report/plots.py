@@ -103,7 +103,7 @@ def house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
-def _sentence(text: str) -> Figure:
+def sentence(text: str) -> Figure:
     """Return a figure that only says why there is nothing to draw."""
     figure, ax = plt.subplots(figsize=(5.6, 1.0), layout="constrained")
     ax.set_axis_off()
@@ -111,7 +111,8 @@ def _sentence(text: str) -> Figure:
     return figure
 
 
-def _panels(count: int, width: float, height: float, columns: int = 2, **kwargs) -> tuple[Figure, list[Axes]]:
+def panels(count: int, width: float, height: float, columns: int = 2, **kwargs) -> tuple[Figure, list[Axes]]:
+    """Return a figure with `count` panels of a width and height in inches, row by row, and their axes."""
     columns = min(columns, count)
     rows = -(-count // columns)
     size = (width * columns, height * rows)
@@ -126,7 +127,8 @@ def _room(labels: pd.Series) -> float:
     return 0.085 * max(0, labels.str.len().max() - 14)
 
 
-def _title(ax: Axes, text: str, width: int) -> None:
+def put_title(ax: Axes, text: str, width: int) -> None:
+    """Write a panel's title, its finding, in lines of up to `width` characters."""
     ax.set_title(textwrap.fill(text, width))
 
 
@@ -148,11 +150,11 @@ def auc_vs_bytes(results: pd.DataFrame) -> Figure:
 def _tradeoff(results: pd.DataFrame, x: str, finding: Callable[[pd.DataFrame], str], method: str = "") -> Figure:
     cells = summary(results).dropna(subset=["auc", x])
     if cells.empty:
-        return _sentence(f"No AUC to show: {verdict(results)}.")
+        return sentence(f"No AUC to show: {verdict(results)}.")
     cells = cells.assign(x=cells[x] * METRICS[x].scale, label=cells.apply(label, axis=1))
     datasets = list(cells["dataset"].unique())
     tall = max(3.9, 0.2 * cells.groupby("dataset")["label"].nunique().max() + 1.1)
-    figure, axes = _panels(len(datasets), 5.6 + _room(cells["label"]), tall)
+    figure, axes = panels(len(datasets), 5.6 + _room(cells["label"]), tall)
     for ax, dataset in zip(axes, datasets, strict=True):
         ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="Test AUC (mean, 95 % band)")
         shown = cells[cells["dataset"] == dataset]
@@ -162,7 +164,7 @@ def _tradeoff(results: pd.DataFrame, x: str, finding: Callable[[pd.DataFrame], s
             ax.plot(rows["x"], rows["auc"], color=GRID, linewidth=1.4, zorder=1)
         _tradeoff_panel(ax, shown[meant], x)
         rows = results[results["dataset"] == dataset]
-        _title(ax, f"{dataset}: {finding(rows[rows['method'].isin([method, 'full'])] if method else rows)}", 52)
+        put_title(ax, f"{dataset}: {finding(rows[rows['method'].isin([method, 'full'])] if method else rows)}", 52)
     return figure
 
 
@@ -170,16 +172,16 @@ def _tradeoff_panel(ax: Axes, cells: pd.DataFrame, x: str) -> None:
     """Draw a line a method, the full table and the ceiling as lines across, each labelled at its end."""
     by_ratio = x == "ratio_achieved"
     small, full = cells[cells["method"] != "full"], cells[cells["method"] == "full"]
-    across = _lines_across(ax, cells)
+    across = lines_across(ax, cells)
     ends = [_series(ax, rows, dash) for rows, dash in _lines(small)]
     if by_ratio:
-        _log_axis(ax, (small if len(small) else cells)["x"], times)
-        _label_right(ax, across + [end[1:] for end in ends])
+        log_axis(ax, (small if len(small) else cells)["x"], times)
+        label_right(ax, across + [end[1:] for end in ends])
     else:
         ax.plot(full["x"], full["auc"], FULL[1], color=FULL[0], markersize=7)
         longest = max((len(name) for _, _, name, _ in ends), default=0)
-        _log_axis(ax, cells["x"], "{:,.3g}".format, left=0.04 + 0.02 * longest)
-        _label_right(ax, across)
+        log_axis(ax, cells["x"], "{:,.3g}".format, left=0.04 + 0.02 * longest)
+        label_right(ax, across)
         _label_left(ax, ends)
 
 
@@ -188,10 +190,10 @@ def against(results: pd.DataFrame, x: str, y: str) -> Figure:
     """Any metric against any other, a panel a dataset, a line a method; whiskers are 95 % intervals."""
     cells = summary(results).dropna(subset=[x, y])
     if cells.empty:
-        return _sentence(f"Nothing to show of {METRICS[y].label} against {METRICS[x].label}: {verdict(results)}.")
+        return sentence(f"Nothing to show of {METRICS[y].label} against {METRICS[x].label}: {verdict(results)}.")
     cells = cells.assign(label=cells.apply(label, axis=1))
     groups = list(cells.groupby("dataset"))
-    figure, axes = _panels(len(groups), 6.4, 4.2)
+    figure, axes = panels(len(groups), 6.4, 4.2)
     for ax, (dataset, rows) in zip(axes, groups, strict=True):
         for line, dash in _lines(rows):
             line = line.sort_values("ratio_requested")
@@ -201,11 +203,11 @@ def against(results: pd.DataFrame, x: str, y: str) -> Figure:
             ax.errorbar(*values, half, color=hue, marker=marker, ls=dash, lw=1.4, label=line["label"].iloc[0], mew=0)
         if rows[x].min() > 0 and rows[x].max() > 20 * rows[x].min():
             ax.set_xscale("log")
-            _log_axis(ax, rows[x] * METRICS[x].scale, "{:,.4g}".format)
+            log_axis(ax, rows[x] * METRICS[x].scale, "{:,.4g}".format)
         ax.set(xlabel=METRICS[x].axis, ylabel=METRICS[y].axis)
         best = rows.loc[rows[y].idxmin() if METRICS[y].better == "lower" else rows[y].idxmax()]
         best_label = f"{best['label']} at {times(best['ratio_requested'])}"
-        _title(ax, f"{dataset}: {METRICS[y].label} is best with {best_label}", 52)
+        put_title(ax, f"{dataset}: {METRICS[y].label} is best with {best_label}", 52)
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -215,17 +217,17 @@ def pareto(results: pd.DataFrame, x: str = "inference_bytes") -> Figure:
     """AUC loss against bytes, or against `x="latency_p99_ms"`, a panel a dataset; what another cell beats is faded."""
     cells = with_loss(summary(results)).dropna(subset=["auc_loss", x])
     if cells.empty:
-        return _sentence(f"No {METRICS[x].label.lower()} to show: {verdict(results)}.")
+        return sentence(f"No {METRICS[x].label.lower()} to show: {verdict(results)}.")
     cells = cells.assign(x=cells[x] * METRICS[x].scale, ahead=front(cells, x), label=cells.apply(label, axis=1))
     cells = cells.sort_values("x")
     datasets = sorted(cells["dataset"].unique())
-    figure, axes = _panels(len(datasets), 5.6, 4.2)
+    figure, axes = panels(len(datasets), 5.6, 4.2)
     for ax, dataset in zip(axes, datasets, strict=True):
         ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="AUC loss (mean, 95 % interval)")
         _pareto_panel(ax, cells[cells["dataset"] == dataset].sort_values("ahead", kind="stable"))
         names = cells.loc[(cells["dataset"] == dataset) & cells["ahead"], "label"].unique()
         kind = "its time" if x.startswith("latency") else "its size"
-        _title(ax, f"{dataset}: the best AUC for {kind} is that of {', '.join(names)}", 52)
+        put_title(ax, f"{dataset}: the best AUC for {kind} is that of {', '.join(names)}", 52)
     return figure
 
 
@@ -238,12 +240,12 @@ def _pareto_panel(ax: Axes, cells: pd.DataFrame) -> None:
     ax.axhline(0, color=FULL[0], linewidth=1.2)
     ahead = cells[cells["ahead"]]
     ax.step(ahead["x"], ahead["auc_loss"], where="post", color=MUTED, linewidth=1, zorder=1)
-    _log_axis(ax, cells["x"], "{:,.3g}".format)
+    log_axis(ax, cells["x"], "{:,.3g}".format)
     ax.margins(y=0.12)
-    _label_points(ax, ahead)
+    label_points(ax, ahead)
 
 
-def _label_points(ax: Axes, points: pd.DataFrame) -> None:
+def label_points(ax: Axes, points: pd.DataFrame) -> None:
     """Name points where there is room: a label that would cover another or leave the axes is left out."""
     canvas = ax.figure.canvas
     canvas.draw()
@@ -287,7 +289,7 @@ def _band(
     ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.16, linewidth=0)
 
 
-def _lines_across(ax: Axes, cells: pd.DataFrame) -> list[tuple[float, str, str]]:
+def lines_across(ax: Axes, cells: pd.DataFrame) -> list[tuple[float, str, str]]:
     """Draw the full table with its band and the best reachable AUC; return (height, text, colour) of each."""
     found = []
     for row in cells[cells["method"] == "full"].to_dict("records"):
@@ -302,7 +304,7 @@ def _lines_across(ax: Axes, cells: pd.DataFrame) -> list[tuple[float, str, str]]
     return found
 
 
-def _log_axis(ax: Axes, values: pd.Series, text: Callable[[float], str], left: float = 0) -> None:
+def log_axis(ax: Axes, values: pd.Series, text: Callable[[float], str], left: float = 0) -> None:
     """Tick a logarithmic axis in plain numbers, leaving the share `left` of it free for labels."""
     room = 1.25 if values.nunique() > 1 else 2
     low, high = values.min() / room, values.max() * room
@@ -329,7 +331,7 @@ def _spread(ax: Axes, heights: list[float], gap: float = 0.055) -> list[float]:
     return [seen.inverted().transform((0, height))[1] for height in placed]
 
 
-def _label_right(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
+def label_right(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Write (height, text, colour) beside the right edge, none over another."""
     for height, (_, text, colour) in zip(_spread(ax, [end[0] for end in ends]), ends, strict=True):
         ax.annotate(
@@ -353,13 +355,13 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
     """
     curves = curves.dropna(subset="validation_auc") if "validation_auc" in curves else curves.iloc[:0]
     if curves.empty:
-        return _sentence("No learning curve to show: no run recorded a validation score.")
+        return sentence("No learning curve to show: no run recorded a validation score.")
     curves = curves.assign(label=curves.apply(label, axis=1))
-    panels = _curve_panels(curves)
-    figure, axes = _panels(len(panels), 4.1, 3.3, columns=3, sharey=curves["dataset"].nunique() == 1)
-    for ax, (title, rows) in zip(axes, panels, strict=True):
+    wanted = _curve_panels(curves)
+    figure, axes = panels(len(wanted), 4.1, 3.3, columns=3, sharey=curves["dataset"].nunique() == 1)
+    for ax, (name, rows) in zip(axes, wanted, strict=True):
         _curve_panel(ax, rows)
-        _title(ax, title, 36)
+        put_title(ax, name, 36)
     _legend(figure, curves)
     return figure
 
@@ -415,15 +417,15 @@ def status_map(results: pd.DataFrame) -> Figure:
     """
     cells = summary(results).dropna(subset="ratio_requested")
     if cells.empty:
-        return _sentence(f"No cell to show: {verdict(results)}.")
+        return sentence(f"No cell to show: {verdict(results)}.")
     cells = cells.assign(label=cells.apply(label, axis=1))
     datasets = list(cells["dataset"].unique())
     tall, wide = cells["label"].nunique(), cells["ratio_requested"].nunique()
     width = max(3.4, 1.1 * wide + 1.2)
-    figure, axes = _panels(len(datasets), width + _room(cells["label"]), 0.58 * tall + 1.2)
+    figure, axes = panels(len(datasets), width + _room(cells["label"]), 0.58 * tall + 1.2)
     for ax, dataset in zip(axes, datasets, strict=True):
         _status_panel(ax, cells[cells["dataset"] == dataset])
-        _title(ax, f"{dataset}: {verdict(results[results['dataset'] == dataset])}", int(9.3 * width))
+        put_title(ax, f"{dataset}: {verdict(results[results['dataset'] == dataset])}", int(9.3 * width))
     return figure
 
 
@@ -482,15 +484,15 @@ def latency(speed: pd.DataFrame, part: str = "model") -> Figure:
     """
     rows = speed[speed["part"] == part] if len(speed) else speed
     if rows.empty:
-        return _sentence("No latency to show: no timed run has finished.")
+        return sentence("No latency to show: no timed run has finished.")
     rows = rows.assign(label=rows.apply(label, axis=1) + " " + rows["ratio_requested"].map(times))
     groups = list(rows.groupby(["dataset", "batch"]))
     tall = rows.groupby("dataset")["label"].nunique().max()
     columns = min(3, rows["batch"].nunique())
-    figure, axes = _panels(len(groups), 4.1, 0.26 * tall + 1.3, columns)
+    figure, axes = panels(len(groups), 4.1, 0.26 * tall + 1.3, columns)
     for ax, ((dataset, batch), group) in zip(axes, groups, strict=True):
         _latency_panel(ax, group.sort_values(["ratio_requested", "method", "variant"], ascending=False))
-        _title(ax, f"{dataset}, batch {batch:,}: {_fastest(group)}", 32)
+        put_title(ax, f"{dataset}, batch {batch:,}: {_fastest(group)}", 32)
     return figure
 
 
@@ -515,11 +517,11 @@ def changes(table: pd.DataFrame) -> Figure:
     """Differences in AUC that `compare` found, a panel a dataset; grey where they pass no factor or no test."""
     table = table.dropna(subset="difference")
     if table.empty:
-        return _sentence("No change to show: no configuration is finished in both sets.")
+        return sentence("No change to show: no configuration is finished in both sets.")
     table = table.assign(label=table.apply(label, axis=1) + " " + table["ratio_requested"].map(times))
     groups = list(table.groupby("dataset"))
     tall = max(len(rows) for _, rows in groups)
-    figure, axes = _panels(len(groups), 5.6, 0.26 * tall + 1.4)
+    figure, axes = panels(len(groups), 5.6, 0.26 * tall + 1.4)
     for ax, (dataset, rows) in zip(axes, groups, strict=True):
         rows = rows.sort_values(["ratio_requested", "method", "variant"], ascending=False)
         told = rows["flag"].isin(["better", "worse"])
@@ -534,7 +536,7 @@ def changes(table: pd.DataFrame) -> Figure:
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x")
         better = int((rows["flag"] == "better").sum())
-        _title(
+        put_title(
             ax,
             f"{dataset}: {better} better, {int(told.sum()) - better} worse, {int((~told).sum())} the same or unclear",
             52,

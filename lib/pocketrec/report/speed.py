@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pocketrec.errors import UserError
-from pocketrec.report.plots import ALARM, FULL, INK, MUTED, _panels, _sentence, _title, colour, house_style
+from pocketrec.report.plots import ALARM, FULL, INK, MUTED, colour, house_style, panels, put_title, sentence
 
 OURS, PLAIN, LIMIT, BAGS, FBGEMM, CCE = "pocketrec", "plain PyTorch", "limit", "26 x nn.EmbeddingBag", "FBGEMM", "cce"
 FUSED = "fused nn.Embedding"
@@ -242,7 +242,7 @@ def against_bars(speed: Speed) -> Figure:
     table = bars(speed)
     found = table[table["measured"].notna() & (table["unit"] == "times")].iloc[::-1].reset_index(drop=True)
     if found.empty:
-        return _sentence("No ratio to show: neither side of any bar was measured.")
+        return sentence("No ratio to show: neither side of any bar was measured.")
     figure, ax = plt.subplots(figsize=(9, 0.27 * len(found) + 1.2), layout="constrained")
     hues = found["verdict"].map({"reached": colour("robe"), "not reached": ALARM})
     ax.barh(found.index, found["measured"], color=hues, height=0.62, alpha=0.85)
@@ -287,16 +287,16 @@ def against_batch(speed: Speed, y: str = "ms", dim: int = 16) -> Figure:
     table = _where(speed.medians, {"dim": dim})
     table = table[table.groupby("ids")["batch"].transform("nunique") > 1]
     if table.empty:
-        return _sentence(f"One batch size of dim {dim} was measured: `pocketrec bench --batch 1,64,2048,65536 --add`.")
-    panels = [(ids, work) for ids in ("zipf", "uniform") if ids in set(table["ids"]) for work in ("forward", "step")]
-    figure, axes = _panels(len(panels), 5.4, 3.6)
-    for ax, (ids, work) in zip(axes, panels, strict=True):
+        return sentence(f"One batch size of dim {dim} was measured: `pocketrec bench --batch 1,64,2048,65536 --add`.")
+    wanted = [(ids, work) for ids in ("zipf", "uniform") if ids in set(table["ids"]) for work in ("forward", "step")]
+    figure, axes = panels(len(wanted), 5.4, 3.6)
+    for ax, (ids, work) in zip(axes, wanted, strict=True):
         point = _where(table, {"ids": ids, "work": work})
         for name, (where, hue, dash) in _LINES.items():
             line = _where(point, where).sort_values("batch")
             ax.plot(line["batch"], line[y], color=hue, linestyle=dash, marker="o", markersize=4, label=name)
         ax.set(xscale="log", yscale="log", xlabel="Batch", ylabel={"ms": "Time (ms)", "gb_s": "GB/s"}[y])
-        _title(ax, f"{ids} ids, {work}, dim {dim}: {_gain(point, work)}", 48)
+        put_title(ax, f"{ids} ids, {work}, dim {dim}: {_gain(point, work)}", 48)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
@@ -315,15 +315,15 @@ def roofline(speed: Speed, batch: int = 2048) -> Figure:
     table = _where(speed.medians, {"batch": batch, "work": "forward", "ids": "zipf"})
     found = table[table["share_of_limit"].notna() & (table["route"] != LIMIT)].copy()
     if found.empty:
-        return _sentence(f"No limit was measured at batch {batch:,}.")
+        return sentence(f"No limit was measured at batch {batch:,}.")
     found = found.sort_values(["dim", "share_of_limit"]).reset_index(drop=True)
-    figure, axes = _panels(found["dim"].nunique(), 6.4, 0.2 * found.groupby("dim").size().max() + 1.4, columns=2)
+    figure, axes = panels(found["dim"].nunique(), 6.4, 0.2 * found.groupby("dim").size().max() + 1.4, columns=2)
     for ax, (dim, rows) in zip(axes, found.groupby("dim"), strict=True):
         rows = rows.tail(30).reset_index(drop=True)
         _shares_panel(ax, rows)
         first = rows[rows["route"] == OURS]["share_of_limit"]
         said = f"ours reach {first.min():.0%} to {first.max():.0%} of the limit" if len(first) else "ours not measured"
-        _title(ax, f"dim {dim}, batch {batch:,}: {said}", 56)
+        put_title(ax, f"dim {dim}, batch {batch:,}: {said}", 56)
     return figure
 
 
@@ -352,9 +352,9 @@ def way(row: dict[str, Any]) -> str:
 def model(speed: Speed) -> Figure:
     """Draw a DLRM's training step and request, with the part above the MLPs in colour."""
     if speed.dlrm.empty:
-        return _sentence("The whole model was not measured: `pocketrec bench --family dlrm --add`.")
+        return sentence("The whole model was not measured: `pocketrec bench --family dlrm --add`.")
     ms = speed.dlrm.groupby(["work", "embedding"])["ms"].median()
-    figure, axes = _panels(2, 5.4, 2.6)
+    figure, axes = panels(2, 5.4, 2.6)
     for ax, work in zip(axes, ("training step", "request"), strict=True):
         times = ms[work].sort_values(ascending=False)
         floor = times["MLPs only"]
@@ -363,5 +363,5 @@ def model(speed: Speed) -> Figure:
         ax.set(xlabel="Time (ms)")
         ax.tick_params(axis="y", length=0)
         ax.grid(False, axis="y")
-        _title(ax, f"{work.capitalize()}: ROBE adds {times['robe'] - floor:.2g} ms to {floor:.3g}", 48)
+        put_title(ax, f"{work.capitalize()}: ROBE adds {times['robe'] - floor:.2g} ms to {floor:.3g}", 48)
     return figure

@@ -36,14 +36,14 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class _Rival(nn.Module):
+class Rival(nn.Module):
     """What a DLRM asks of an embedding that is none of ours."""
 
     def pairs(self, ids: Tensor, first: Tensor | None = None) -> None:
         """Leave the products to the model."""
 
 
-class _Nothing(_Rival):
+class Nothing(Rival):
     """Looks nothing up, and gets its gradient."""
 
     def __init__(self, cardinalities: Sequence[int], dim: int) -> None:
@@ -55,7 +55,7 @@ class _Nothing(_Rival):
         return self.rows.expand(len(ids), -1, -1)
 
 
-class _Bags(_Rival):
+class _Bags(Rival):
     """One sparse `nn.EmbeddingBag` a feature, over the memory of the full table."""
 
     def __init__(self, tables: Tables) -> None:
@@ -97,7 +97,7 @@ def model(name: str, tables: Tables, methods: Mapping[str, dict[str, Any]] = MET
     `mlps` are the hidden widths of `DLRM`, its defaults otherwise.
     """
     if name == FLOOR:
-        embedding: nn.Module = _Nothing(tables.cardinalities, tables.dim)
+        embedding: nn.Module = Nothing(tables.cardinalities, tables.dim)
     elif name == BAGS:
         embedding = _Bags(tables)
     else:

@@ -32,7 +32,7 @@ from pocketrec.data import Batch
 from pocketrec.kernels import native
 from pocketrec.measure import zipf_ids
 from pocketrec.optim import SGD, in_place, optimizers
-from pocketrec.speed.dlrm import _Nothing, _Rival
+from pocketrec.speed.dlrm import Nothing, Rival
 from pocketrec.training import train_step
 
 LR = 0.01
@@ -140,7 +140,7 @@ def _calls(plan: Plan) -> dict[tuple, Call]:
         ways: list[tuple[dict[str, Any], nn.Module]] = [({"way": SHARDED}, Sharded(plan.cardinalities, dim))]
         ways += [({"way": REPLICATED, "ratio": ratio}, _array(plan, dim, ratio)) for ratio in plan.ratios]
         for batch in plan.batches:
-            nothing = _Nothing(plan.cardinalities, dim)
+            nothing = Nothing(plan.cardinalities, dim)
             calls[_row("MLPs", batch=batch, dim=dim)] = _step(plan, nothing, batch, average=False)
             for way, embedding in ways:
                 calls[_row("step", batch=batch, dim=dim, **way)] = _step(plan, embedding, batch)
@@ -161,7 +161,7 @@ def full(cardinalities: Sequence[int], dim: int, part: int = 0, parts: int = 1) 
     return embeddings.build("full", cardinalities=cardinalities[part * count :][:count], dim=dim, seed=part)
 
 
-class Sharded(_Rival):
+class Sharded(Rival):
     """Full tables of which every process keeps as many, and trains those for all; looks up as any embedding does.
 
     Raises:

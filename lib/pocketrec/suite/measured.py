@@ -61,5 +61,5 @@ def _folder(suite: Suite) -> Path:
 def _of(suite: Suite) -> dict[str, str | int]:
     """Return what the measurements rest on: the code, and the runs that are done, whose models they may read."""
     done = [found for file in suite.folder.glob("runs/*/*/*/record.json") if (found := record.read(file.parent))]
-    code = code_hash((f"papers/{suite.paper}.py", "papers/same_rows.py", *SHARED_CODE, *TIMED_CODE))
+    code = code_hash((f"papers/{suite.paper}.py", "same_rows.py", *SHARED_CODE, *TIMED_CODE))
     return {"code": code, "runs_done": sum(found["status"] == "done" for found in done)}

@@ -18,8 +18,10 @@ from matplotlib.ticker import PercentFormatter
 from scipy import stats
 
 from pocketrec.report.claims import FAILS, HOLDS, UNTESTED, Verdict
-from pocketrec.report.plots import CEILING, FULL, GRID, INK, MUTED, _panels, _sentence, _title, colour, house_style
+from pocketrec.report.columns import signed
+from pocketrec.report.plots import CEILING, FULL, GRID, INK, MUTED, colour, house_style, panels, put_title, sentence
 from pocketrec.report.results import load_results, read_records
+from pocketrec.report.speed import FOREIGN
 from pocketrec.report.statistics import LEVEL, half_width
 
 SOURCE = "Ghaemmaghami et al., 2020, on Criteo-Kaggle and Avazu"
@@ -33,7 +35,6 @@ UNMEASURED = "not measured yet: the table of verdicts has the command"
 SEEDS = {0: 5, 64: 5, 32: 2, 128: 2}  # that the suite plans for each hidden width
 MAIN = 64  # the hidden width that carries the verdict
 OCTAVE = 64  # points between a width and its double, where a plain table's AUC is read off
-FOREIGN = 0.1  # cores that others may use before a sample of time counts as disturbed
 
 
 def load(results: str | Path) -> pd.DataFrame:
@@ -147,13 +148,8 @@ def worth(runs: pd.DataFrame) -> pd.DataFrame:
     found = equal_width(runs)
     rows = found.to_dict("records")
     shown = found[["dataset", "k", "d", "seeds"]].assign(AUC=found["auc"].map("{:.4f}".format))
-    shown["AUC − plain, same d"] = [_signed(row["gain"], row["gain_ci"]) for row in rows]
+    shown["AUC − plain, same d"] = [signed(row["gain"], row["gain_ci"]) for row in rows]
     return shown.assign(**{"times narrower [95 %]": [_narrower(row) for row in rows]})
-
-
-def _signed(mean: float, half: float) -> str:
-    text = "–" if pd.isna(mean) else f"{mean:+.4f}" if pd.isna(half) else f"{mean:+.4f} ± {half:.4f}"
-    return text.replace("-", "−")
 
 
 def _narrower(row: dict) -> str:
@@ -394,10 +390,10 @@ def _width_axis(ax: Axes, widths: list[int]) -> None:
 def auc_vs_width(runs: pd.DataFrame) -> Figure:
     """Test AUC against d, a panel a dataset, a line a kind of table; bands are 95 % intervals over seeds."""
     if runs.empty:
-        return _sentence("No AUC to show: no run of a plain or two-layer table has finished.")
+        return sentence("No AUC to show: no run of a plain or two-layer table has finished.")
     kinds = sorted(runs["k"].unique())
     shades = _shades(kinds)
-    figure, axes = _panels(runs["dataset"].nunique(), 4.3, 3.7, columns=3)
+    figure, axes = panels(runs["dataset"].nunique(), 4.3, 3.7, columns=3)
     for ax, (dataset, rows) in zip(axes, runs.groupby("dataset"), strict=True):
         for k, line in rows.groupby("k"):
             points = line.groupby("d")["auc"].agg(["mean", "std", "count"])
@@ -408,7 +404,7 @@ def auc_vs_width(runs: pd.DataFrame) -> Figure:
             )
         _width_axis(ax, sorted(rows["d"].unique()))
         ax.set_ylabel("Test AUC (mean, 95 % band)")
-        _title(ax, f"{dataset}: {_gain(rows)}", 44)
+        put_title(ax, f"{dataset}: {_gain(rows)}", 44)
     _legend(figure, shades, kinds)
     return figure
 
@@ -435,12 +431,12 @@ def narrower(runs: pd.DataFrame) -> Figure:
     """Draw how many times narrower a two-layer table is than the plain one as good; whiskers are 95 % intervals."""
     found = equal_width(runs)
     if found.empty:
-        return _sentence("Nothing to compare: plain and two-layer tables have not both run on one dataset.")
+        return sentence("Nothing to compare: plain and two-layer tables have not both run on one dataset.")
     kinds = sorted(found["k"].unique())
     shades = _shades(kinds)
     times = _seen(found, "width") / found["d"]
     ticks = 2.0 ** np.arange(np.floor(np.log2(min(times.min(), 0.5))), np.ceil(np.log2(max(times.max(), 8))) + 1)
-    figure, axes = _panels(found["dataset"].nunique(), 4.3, 3.7, columns=3, sharey=True)
+    figure, axes = panels(found["dataset"].nunique(), 4.3, 3.7, columns=3, sharey=True)
     for ax, (dataset, rows) in zip(axes, found.groupby("dataset"), strict=True):
         ax.axhspan(*SMALLER, color=GRID, alpha=0.7, linewidth=0)
         ax.axhline(1, color=INK, linewidth=1)
@@ -455,7 +451,7 @@ def narrower(runs: pd.DataFrame) -> Figure:
         ax.set_ylim(ticks[0] / 1.2, ticks[-1] * 1.2)
         ax.minorticks_off()
         ax.set_ylabel("Plain d of the same AUC ÷ d")
-        _title(ax, f"{dataset}: {_most(rows)}", 44)
+        put_title(ax, f"{dataset}: {_most(rows)}", 44)
     _legend(figure, shades, kinds)
     return figure
 
@@ -491,12 +487,12 @@ def _most(rows: pd.DataFrame) -> str:
 def cost_vs_width(measured: dict[str, pd.DataFrame]) -> Figure:
     """Draw what a training step takes above the plain table's, a panel a model and dataset; whiskers are quartiles."""
     if not _has(measured, "times"):
-        return _sentence(f"Times of training steps: {UNMEASURED}.")
+        return sentence(f"Times of training steps: {UNMEASURED}.")
     table = cost(measured["times"]).query("k > 0")
     kinds = sorted(table["k"].unique())
     shades = _shades(kinds)
     groups = list(table.groupby(["model", "dataset"]))
-    figure, axes = _panels(len(groups), 3.6, 3.3, columns=4, sharey=True)
+    figure, axes = panels(len(groups), 3.6, 3.3, columns=4, sharey=True)
     for ax, ((model, dataset), rows) in zip(axes, groups, strict=True):
         ax.axhline(COST, color=MUTED, linewidth=1, linestyle=CEILING)
         ax.axhline(0, color=INK, linewidth=1)
@@ -508,7 +504,7 @@ def cost_vs_width(measured: dict[str, pd.DataFrame]) -> Figure:
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.set_ylabel("Training step above plain (%)")
         mean = rows.loc[rows["k"] == MAIN, "cost"].mean()
-        _title(ax, f"{dataset}, {_whose(model)}, batch {rows['batch'].iloc[0]:,}: k = {MAIN} takes {mean:+.0%}", 36)
+        put_title(ax, f"{dataset}, {_whose(model)}, batch {rows['batch'].iloc[0]:,}: k = {MAIN} takes {mean:+.0%}", 36)
     _legend(figure, shades, kinds)
     return figure
 
@@ -521,12 +517,12 @@ def _whose(model: str) -> str:
 def step_parts(measured: dict[str, pd.DataFrame]) -> Figure:
     """Draw where a training step's milliseconds go, tables or the rest, at the middle width that was timed."""
     if not _has(measured, "times"):
-        return _sentence(f"Times of training steps: {UNMEASURED}.")
+        return sentence(f"Times of training steps: {UNMEASURED}.")
     table = cost(measured["times"])
     widths = sorted(table["d"].unique())
     d = widths[len(widths) // 2]
     groups = list(table[table["d"] == d].groupby(["model", "dataset"]))
-    figure, axes = _panels(len(groups), 3.6, 2.9, columns=4)
+    figure, axes = panels(len(groups), 3.6, 2.9, columns=4)
     for ax, ((model, dataset), rows) in zip(axes, groups, strict=True):
         rows = rows.iloc[::-1]
         part = rows["step_ms"] * rows["tables"].clip(upper=1)
@@ -540,7 +536,7 @@ def step_parts(measured: dict[str, pd.DataFrame]) -> Figure:
         shares = rows.set_index("k")["tables"]
         last = MAIN if MAIN in shares else shares.index.max()
         said = f"tables take {shares[0]:.0%} of a plain step, {shares[last]:.0%} with k = {last}"
-        _title(ax, f"{dataset}, {_whose(model)}, d = {d}: {said}", 34)
+        put_title(ax, f"{dataset}, {_whose(model)}, d = {d}: {said}", 34)
     parts = [Patch(color=colour("mlet"), label="tables"), Patch(color="#c3cad1", label="MLPs and the rest")]
     figure.legend(handles=parts, loc="outside upper left", ncols=2, frameon=False)
     return figure
@@ -552,8 +548,8 @@ def ranks_side_by_side(measured: dict[str, pd.DataFrame], weight: str = "lookups
     table = directions(measured["ranks"], hidden) if _has(measured, "ranks") else pd.DataFrame(columns=["weight"])
     table = table[table["weight"] == weight]
     if table.empty:
-        return _sentence(f"Effective ranks: {UNMEASURED}, which needs the tables that runs saved.")
-    figure, axes = _panels(table["dataset"].nunique(), 4.1, 4.1, columns=3)
+        return sentence(f"Effective ranks: {UNMEASURED}, which needs the tables that runs saved.")
+    figure, axes = panels(table["dataset"].nunique(), 4.1, 4.1, columns=3)
     for ax, (dataset, rows) in zip(axes, table.groupby("dataset"), strict=True):
         d = rows["d"].iloc[0]
         ax.plot([1, d], [1, d], color=INK, linewidth=1)
@@ -564,5 +560,5 @@ def ranks_side_by_side(measured: dict[str, pd.DataFrame], weight: str = "lookups
         ax.set_ylabel(f"Effective rank, two layers, k = {hidden}")
         fewer = (rows["two"] < rows["plain"]).sum()
         means = f"{rows['two'].mean():.1f} directions with two layers, {rows['plain'].mean():.1f} plain"
-        _title(ax, f"{dataset}: {means}; fewer in {fewer} of {len(rows)} features", 42)
+        put_title(ax, f"{dataset}: {means}; fewer in {fewer} of {len(rows)} features", 42)
     return figure

@@ -23,7 +23,7 @@ from pocketrec import cost_model
 from pocketrec.files import read_yaml
 from pocketrec.paths import PARAMS
 from pocketrec.report.claims import FAILS, HOLDS, UNTESTED, Verdict
-from pocketrec.report.columns import times
+from pocketrec.report.columns import signed, times
 from pocketrec.report.plots import (
     ALARM,
     CEILING,
@@ -31,12 +31,12 @@ from pocketrec.report.plots import (
     GRID,
     INK,
     MUTED,
-    _label_right,
-    _panels,
-    _sentence,
-    _title,
     colour,
     house_style,
+    label_right,
+    panels,
+    put_title,
+    sentence,
 )
 from pocketrec.report.results import curves, load_measured, read_records, tidy
 from pocketrec.report.statistics import differences, half_width
@@ -141,7 +141,7 @@ def _bare(ax: Axes, wide: int, tall: int, title: str) -> None:
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.grid(False)
-    _title(ax, title, 60)
+    put_title(ax, title, 60)
 
 
 # iterations to the same quality
@@ -265,11 +265,11 @@ def _times_text(row: dict[str, Any]) -> str:
 def learning(paper: Paper) -> Figure:
     """Validation AUC by samples, a panel a dataset; darker is smaller. Bands: 95 % intervals, from three seeds on."""
     if not paper.datasets:
-        return _sentence(f"No learning curve to show: {RUN}.")
-    figure, axes = _panels(len(paper.datasets), 5.8, 4.1)
+        return sentence(f"No learning curve to show: {RUN}.")
+    figure, axes = panels(len(paper.datasets), 5.8, 4.1)
     for ax, dataset in zip(axes, paper.datasets, strict=True):
         _learning_panel(ax, paper.of(dataset))
-        _title(ax, f"{dataset}: {_learning_finding(paper, dataset)}", 56)
+        put_title(ax, f"{dataset}: {_learning_finding(paper, dataset)}", 56)
     return figure
 
 
@@ -296,7 +296,7 @@ def _learning_panel(ax: Axes, points: pd.DataFrame) -> None:
     ax.xaxis.set_major_formatter(EngFormatter(sep=" "))
     passes = f", {epochs:.0f} passes" if epochs > 1 else ", none read twice"
     ax.set(xlabel=f"Training samples{passes}", ylabel="Validation AUC (mean, 95 % band)")
-    _label_right(ax, ends)
+    label_right(ax, ends)
 
 
 def _hues(points: pd.DataFrame) -> dict[tuple, Any]:
@@ -320,16 +320,12 @@ def _learning_finding(paper: Paper, dataset: str) -> str:
     ratio = small.index.get_level_values(1).max()
     gap = small[METHOD, ratio] - full.iloc[-1]
     if dataset in paper.streams:
-        return f"at the end of the stream pss {times(ratio)} lies {_signed(gap)} from the full table"
+        return f"at the end of the stream pss {times(ratio)} lies {signed(gap)} from the full table"
     fall = full.iloc[-1] - full.max()
     kept = points[(points["method"] == METHOD) & (points["ratio_requested"] == ratio)]
     kept = kept.groupby("samples")["validation_auc"].mean()
     other = kept.iloc[-1] - kept.max()
-    return f"after its best the full table changes by {_signed(fall)}, pss {times(ratio)} by {_signed(other)}"
-
-
-def _signed(value: float, digits: int = 4) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return f"after its best the full table changes by {signed(fall)}, pss {times(ratio)} by {signed(other)}"
 
 
 def overfitting(paper: Paper) -> pd.DataFrame:
@@ -349,7 +345,7 @@ def overfitting(paper: Paper) -> pd.DataFrame:
                 {"dataset": dataset, "cell": "full" if cell[0] == "full" else _cell_name(row), "seeds": len(runs)}
                 | {"best AUC": np.mean([b["validation_auc"] for b in best]).round(4)}
                 | {"after passes": np.mean([b["epoch"] for b in best]).round(2)}
-                | {"AUC from there to the end": _signed(fall.mean()) + ("" if np.isnan(half) else f" ± {half:.4f}")}
+                | {"AUC from there to the end": signed(fall.mean(), half)}
                 | {"last training loss": loss.round(4), "ratio": cell[2]}
             )
     table = pd.DataFrame(rows)
@@ -364,13 +360,13 @@ def iteration_ratios(paper: Paper) -> Figure:
     """
     table = iterations(paper)
     if table.empty:
-        return _sentence(f"No pair of learning curves: {RUN}.")
+        return sentence(f"No pair of learning curves: {RUN}.")
     datasets = [name for name in paper.datasets if name in set(table["dataset"])]
-    figure, axes = _panels(len(datasets), 5.8, 4.0)
+    figure, axes = panels(len(datasets), 5.8, 4.0)
     for ax, dataset in zip(axes, datasets, strict=True):
         rows = table[table["dataset"] == dataset]
         _ratio_panel(ax, rows, _hues(paper.of(dataset)))
-        _title(ax, f"{dataset}: {_ratio_finding(rows)}", 56)
+        put_title(ax, f"{dataset}: {_ratio_finding(rows)}", 56)
     return figure
 
 
@@ -462,9 +458,9 @@ def step_times(paper: Paper) -> Figure:
     """A training step on this machine: grey is what the MLPs take alone, a panel each model."""
     table = latency(paper)
     if table.empty:
-        return _sentence(f"No training step was timed: {MEASURE}.")
+        return sentence(f"No training step was timed: {MEASURE}.")
     names = list(dict.fromkeys(table["tables"]))
-    figure, axes = _panels(len(names), 5.4, 2.4)
+    figure, axes = panels(len(names), 5.4, 2.4)
     for ax, name in zip(axes, names, strict=True):
         rows = table[table["tables"] == name].set_index("embedding")
         shown = [n for n in ("pss, element", "pss", "full") if n in rows.index]
@@ -480,7 +476,7 @@ def step_times(paper: Paper) -> Figure:
         ax.grid(False, axis="y")
         gain = rows["gain"].get(METHOD, np.nan)
         size = rows["table_gb"].iloc[0]
-        _title(ax, f"{name}, {size:.2g} GB: with 10,000× less a step is {gain:.2f} times as fast", 52)
+        put_title(ax, f"{name}, {size:.2g} GB: with 10,000× less a step is {gain:.2f} times as fast", 52)
     return figure
 
 
@@ -531,7 +527,7 @@ def model_check(paper: Paper) -> Figure:
     """Predicted against measured steps of two processes; on the line the model is right."""
     table = predicted_and_measured(paper)
     if table.empty:
-        return _sentence(f"No step of two processes was timed: {MEASURE}.")
+        return sentence(f"No step of two processes was timed: {MEASURE}.")
     figure, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
     for way, hue, marker in ((cost_model.SHARDED, FULL[0], "o"), (cost_model.REPLICATED, colour(METHOD), "D")):
         rows = table[table["way"] == way]
@@ -550,7 +546,7 @@ def model_check(paper: Paper) -> Figure:
         axis.set_minor_locator(NullLocator())
     ax.legend(frameon=False)
     far = table["off"].abs()
-    _title(
+    put_title(
         ax,
         f"The prediction of {len(table)} steps is off by {far.median():.0%} in the median, {far.max():.0%} at most",
         60,
@@ -572,16 +568,16 @@ def where_it_comes_from() -> Figure:
     serve all GPUs.
     """
     predicted = predictions()
-    panels = [
+    wanted = [
         (f"{name}: sharded", cost_model.gains(predicted[predicted["machine"] == name])) for name in cost_model.PEAKS
     ]
     first = next(iter(cost_model.PEAKS))
     offloaded = cost_model.gains(predicted[predicted["machine"] == first], cost_model.OFFLOADED)
-    panels.append((f"{first.split(',')[0]}: tables in the host's memory", offloaded))
-    figure, axes = _panels(len(panels), 5.6, 2.9, sharey=True)
-    for ax, (name, table) in zip(axes, panels, strict=True):
+    wanted.append((f"{first.split(',')[0]}: tables in the host's memory", offloaded))
+    figure, axes = panels(len(wanted), 5.6, 2.9, sharey=True)
+    for ax, (name, table) in zip(axes, wanted, strict=True):
         _gain_panel(ax, table)
-        _title(ax, f"Predicted. {name}, {_gain_finding(table)}", 58)
+        put_title(ax, f"Predicted. {name}, {_gain_finding(table)}", 58)
     return figure
 
 
@@ -680,7 +676,7 @@ def trade_off(paper: Paper) -> Figure:
     if len(points) and points["iterations"].isna().any():
         ax.plot([], [], ">", color=colour(METHOD), markerfacecolor="none", label="not reached: lies further right")
     figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
-    _title(ax, _trade_finding(points), 84)
+    put_title(ax, _trade_finding(points), 84)
     return figure
 
 
@@ -742,14 +738,14 @@ def exponent(paper: Paper) -> tuple[float, float]:
 def projection(paper: Paper) -> Figure:
     """Left: the error of a projected table against the memory, with theory and bound. Right: the AUC that it costs."""
     if _lacks(paper, "projection"):
-        return _sentence(f"No table was projected: {MEASURE}.")
+        return sentence(f"No table was projected: {MEASURE}.")
     table = paper.measured["projection"]
-    figure, (left, right) = _panels(2, 5.8, 4.3)
+    figure, (left, right) = panels(2, 5.8, 4.3)
     bound = paper.measured.get("bound", pd.DataFrame(columns=["m", "epsilon"]))
     _error_panel(left, table, bound, paper.measured.get("dense"))
     slope, half = exponent(paper)
     margin = "" if np.isnan(half) else f" ± {half:.3f}"
-    _title(
+    put_title(
         left,
         f"{table['dataset'].iloc[0]}: the error goes as memory to the power {slope:.3f}{margin}".replace("-", "−"),
         56,
@@ -795,8 +791,10 @@ def _lost_panel(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame) -> None:
     both = [ratio for ratio in trained.index if ratio in projected.index]
     text = f"{dataset}: the array is trained, not projected"
     if both:
-        text += f": at {times(max(both))} that is worth {_signed(trained[max(both)] - projected[max(both)], 3)} AUC"
-    _title(ax, text, 56)
+        text += (
+            f": at {times(max(both))} that is worth {signed(trained[max(both)] - projected[max(both)], digits=3)} AUC"
+        )
+    put_title(ax, text, 56)
 
 
 # the verdicts
@@ -811,7 +809,7 @@ def _no_loss(paper: Paper) -> Verdict:
     found = differences(paper.runs)
     found = found[(found["method"] == METHOD) & (found["ratio_requested"] == RATIO)]
     told = [
-        f"{row['dataset']}: test AUC {_signed(row['difference'])} ± {row['difference_ci']:.4f} ({row['seeds']} seeds"
+        f"{row['dataset']}: test AUC {signed(row['difference'], row['difference_ci'])} ({row['seeds']} seeds"
         f"{_on_rows(paper, row)})"
         for row in found.to_dict("records")
     ]
@@ -845,7 +843,7 @@ def _on_rows(paper: Paper, row: dict[str, Any]) -> str:
         return ""
     same = (tested["dataset"] == row["dataset"]) & (tested["method"] == METHOD) & (tested["ratio_requested"] == RATIO)
     found = tested[same].to_dict("records")
-    return f"; on the same rows {_signed(found[0]['low'])} to {_signed(found[0]['high'])}" if found else ""
+    return f"; on the same rows {signed(found[0]['low'])} to {signed(found[0]['high'])}" if found else ""
 
 
 def _more_iterations(paper: Paper) -> Verdict:

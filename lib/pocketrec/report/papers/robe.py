@@ -21,9 +21,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from pocketrec.report import plots, statistics
 from pocketrec.report.claims import FAILS, HOLDS, UNTESTED, Verdict
-from pocketrec.report.columns import CELL, FAILURES, times
+from pocketrec.report.columns import CELL, FAILURES, signed, times
 from pocketrec.report.plots import CEILING, GRID, INK, MUTED, colour, house_style, look
 from pocketrec.report.results import load_measured, load_results, read_records
+from pocketrec.report.speed import FOREIGN
 
 LOSS = 0.001  # of AUC: what still counts as the full table's quality
 RATIO = 1000
@@ -134,7 +135,7 @@ def medians(samples: pd.DataFrame) -> pd.DataFrame:
         p80=("ms", lambda ms: ms.quantile(0.8)),
         bytes=("bytes", "first"),
         flops=("flops", "first"),
-        disturbed=("foreign", lambda cores: (cores > 0.1).mean()),
+        disturbed=("foreign", lambda cores: (cores > FOREIGN).mean()),
     ).reset_index()
     table["us_per_sample"] = table["ms"] * 1e3 / table["batch"]
     table["gb_s"] = (table["bytes"] / table["ms"] / 1e6).where(table["bytes"] > 0)
@@ -208,20 +209,20 @@ def auc(evidence: Evidence) -> Figure:
     """Test AUC against the ratio, a panel a dataset: a line a block size, the rivals, the full table, the ceiling."""
     cells = statistics.summary(evidence.runs).dropna(subset=["auc", "ratio_achieved"])
     if cells.empty:
-        return plots._sentence(f"No AUC to show: {statistics.verdict(evidence.runs)}.")
+        return plots.sentence(f"No AUC to show: {statistics.verdict(evidence.runs)}.")
     cells = cells.assign(label=cells.apply(statistics.label, axis=1))
     datasets = [name for name in evidence.datasets if name in set(cells["dataset"])]
-    figure, axes = plots._panels(len(datasets), 6.0, 4.4)
+    figure, axes = plots.panels(len(datasets), 6.0, 4.4)
     for ax, dataset in zip(axes, datasets, strict=True):
         rows = cells[cells["dataset"] == dataset]
-        ends = plots._lines_across(ax, rows)
+        ends = plots.lines_across(ax, rows)
         small = rows[rows["method"] != FULL].assign(y=lambda rows: rows["auc"], half=lambda rows: rows["auc_ci"])
         ends += _lines(ax, small, evidence)
         ax.set(xscale="log", xlabel="Compression achieved (×)", ylabel="Test AUC (mean, 95 % band)")
         if len(small):
-            plots._log_axis(ax, small["ratio_achieved"], times)
-        plots._label_right(ax, ends)
-        plots._title(ax, f"{dataset}: {_reached(evidence, dataset)}", 58)
+            plots.log_axis(ax, small["ratio_achieved"], times)
+        plots.label_right(ax, ends)
+        plots.put_title(ax, f"{dataset}: {_reached(evidence, dataset)}", 58)
     return figure
 
 
@@ -230,10 +231,10 @@ def loss(evidence: Evidence) -> Figure:
     """AUC minus the full table's of the same seed, against the ratio; the dashed line is `LOSS` below it."""
     table = evidence.gaps.dropna(subset=["difference", "ratio_achieved"])
     if table.empty:
-        return plots._sentence("No difference to show: no compressed run has a full table with its seed.")
+        return plots.sentence("No difference to show: no compressed run has a full table with its seed.")
     table = table.assign(y=table["difference"], half=table["difference_ci"])
     datasets = [name for name in evidence.datasets if name in set(table["dataset"])]
-    figure, axes = plots._panels(len(datasets), 6.0, 4.4)
+    figure, axes = plots.panels(len(datasets), 6.0, 4.4)
     for ax, dataset in zip(axes, datasets, strict=True):
         rows = table[table["dataset"] == dataset]
         ax.set_yscale("symlog", linthresh=2 * LOSS, linscale=0.8)
@@ -244,9 +245,9 @@ def loss(evidence: Evidence) -> Figure:
         ax.set(xscale="log", xlabel="Compression achieved (×)", ylim=(1.6 * low, 1.6 * high))
         ax.set_ylabel("AUC − full table (paired by seed, 95 % band)")
         ax.yaxis.set_major_formatter(_SIGNED)
-        plots._log_axis(ax, rows["ratio_achieved"], times)
-        plots._label_right(ax, ends)
-        plots._title(ax, f"{dataset}: {_at_1000(evidence, dataset)}", 58)
+        plots.log_axis(ax, rows["ratio_achieved"], times)
+        plots.label_right(ax, ends)
+        plots.put_title(ax, f"{dataset}: {_at_1000(evidence, dataset)}", 58)
     return figure
 
 
@@ -301,13 +302,8 @@ def _at_1000(evidence: Evidence, dataset: str) -> str:
     if row is None:
         return f"{times(RATIO)} has not run"
     return (
-        f"{_signed(row['difference'])} at {times(RATIO)}, {'within' if row['difference'] >= -LOSS else 'beyond'} {LOSS}"
+        f"{signed(row['difference'])} at {times(RATIO)}, {'within' if row['difference'] >= -LOSS else 'beyond'} {LOSS}"
     )
-
-
-def _signed(value: float, half: float = np.nan) -> str:
-    text = f"{value:+.4f}".replace("-", "−")
-    return text if pd.isna(half) else f"{text} ± {half:.4f}"
 
 
 # the same test rows
@@ -351,9 +347,9 @@ def intervals(evidence: Evidence) -> Figure:
     """The loss at each ratio with two 95 % intervals: over seeds (another training), over rows (another test set)."""
     table = both_tests(evidence).dropna(subset="difference")
     if table.empty:
-        return plots._sentence("No difference to show: no compressed run has a full table with its seed.")
+        return plots.sentence("No difference to show: no compressed run has a full table with its seed.")
     datasets = [name for name in evidence.datasets if name in set(table["dataset"])]
-    figure, axes = plots._panels(len(datasets), 6.0, 2.6)
+    figure, axes = plots.panels(len(datasets), 6.0, 2.6)
     for ax, dataset in zip(axes, datasets, strict=True):
         rows = table[table["dataset"] == dataset].reset_index(drop=True)
         hues = (colour("robe"), "#d55e00")
@@ -377,7 +373,7 @@ def intervals(evidence: Evidence) -> Figure:
         told = (rows["rows_p"] < 0.05).sum()
         known = rows["rows_p"].notna().sum()
         said = f"{told} of {known} ratios differ on the same rows" if known else "the same rows were not tested yet"
-        plots._title(ax, f"{dataset}, {evidence.block_size}: {said}", 58)
+        plots.put_title(ax, f"{dataset}, {evidence.block_size}: {said}", 58)
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
     return figure
@@ -424,7 +420,7 @@ def throughput(evidence: Evidence) -> Figure:
     if rows.empty:
         return _not_measured(evidence)
     shapes = _shapes(evidence)
-    figure, axes = plots._panels(len(shapes), 6.0, 3.6)
+    figure, axes = plots.panels(len(shapes), 6.0, 3.6)
     for ax, shape in zip(axes, shapes, strict=True):
         own = rows[rows["shape"] == shape].sort_values(["batch", "ids"]).reset_index(drop=True)
         hues = own["ids"].map({"zipf": colour("robe"), "uniform": "#56b4e9"})
@@ -440,7 +436,7 @@ def throughput(evidence: Evidence) -> Figure:
             ylim=(0, 1.12 * max(SPEEDUP, own["gain"].max())),
         )
         said = f"{_range(own['gain'])} times the full table's throughput"
-        plots._title(ax, f"{shape}, {_gb(own['table_bytes'].iloc[0])}: {said}", 58)
+        plots.put_title(ax, f"{shape}, {_gb(own['table_bytes'].iloc[0])}: {said}", 58)
     return figure
 
 
@@ -454,7 +450,7 @@ def by_size(evidence: Evidence) -> Figure:
     speed = speed[speed["batch"] == batch]
     speed = speed[(speed["embedding"] != ROBE) | (speed["block_size"] == _default_block(speed))]
     shapes = _shapes(evidence)
-    figure, axes = plots._panels(2 * len(shapes), 6.0, 3.5, sharey=True)
+    figure, axes = plots.panels(2 * len(shapes), 6.0, 3.5, sharey=True)
     for ax, (shape, ids) in zip(axes, ((s, i) for s in shapes for i in ("zipf", "uniform")), strict=True):
         rows = speed[(speed["shape"] == shape) & (speed["ids"] == ids)]
         for (part, name), line in rows.groupby(["part", "embedding"]):
@@ -465,11 +461,11 @@ def by_size(evidence: Evidence) -> Figure:
         copies = evidence.speed[(evidence.speed["part"] == "copy") & (evidence.speed["shape"] == shape)]["gb_s"]
         ax.axhline(copies.median(), color=INK, linewidth=1.2, linestyle=CEILING, label="copy")
         ax.set(xscale="log", yscale="log", xlabel="Full tables (MB)", ylabel="Read and written (GB/s)")
-        plots._log_axis(ax, rows["table_bytes"] / 1e6, "{:,.0f}".format)
+        plots.log_axis(ax, rows["table_bytes"] / 1e6, "{:,.0f}".format)
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
-        plots._title(ax, f"{shape}, {ids} ids: {_fall(rows)}", 58)
+        plots.put_title(ax, f"{shape}, {ids} ids: {_fall(rows)}", 58)
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -493,7 +489,7 @@ def parts(evidence: Evidence) -> Figure:
     if table.empty:
         return _not_measured(evidence)
     shapes = _shapes(evidence)
-    figure, axes = plots._panels(len(shapes), 6.0, 2.9)
+    figure, axes = plots.panels(len(shapes), 6.0, 2.9)
     hues = {"lookup": colour("robe"), "interaction": "#e69f00", "MLPs": "#c3cad1", "rest": GRID}
     for ax, shape in zip(axes, shapes, strict=True):
         own = table[table["shape"] == shape].reset_index(drop=True)
@@ -509,7 +505,7 @@ def parts(evidence: Evidence) -> Figure:
         ax.grid(False, axis="y")
         lookup = own[own["embedding"] == FULL]
         said = f"the full table's lookup is {_range(100 * lookup['lookup'] / lookup['model'], '.0f')} % of the model"
-        plots._title(ax, f"{shape}, batch {_usual_batch(evidence):,}: {said}", 44)
+        plots.put_title(ax, f"{shape}, batch {_usual_batch(evidence):,}: {said}", 44)
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
     return figure
@@ -594,7 +590,7 @@ def roofline(evidence: Evidence) -> Figure:
     ax.set_ylabel("Reached by the whole model (GFLOP/s)")
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     side = "right" if x.min() > max(ridges) else "left" if x.max() < min(ridges) else "on both sides"
-    plots._title(ax, f"The models lie {side} of the ridge at {_range(pd.Series(ridges))} FLOP/byte", 70)
+    plots.put_title(ax, f"The models lie {side} of the ridge at {_range(pd.Series(ridges))} FLOP/byte", 70)
     return figure
 
 
@@ -618,7 +614,7 @@ def machine(evidence: Evidence) -> pd.Series:
     if found is None or found.empty:
         return pd.Series({"machine": f"not measured yet: pocketrec measure {evidence.suite}"})
     samples = evidence.measured["speed"]["foreign"]
-    disturbed = f"{(samples > 0.1).mean():.0%} of {len(samples):,}"
+    disturbed = f"{(samples > FOREIGN).mean():.0%} of {len(samples):,}"
     return pd.concat([found.iloc[0], pd.Series({"samples that others disturbed": disturbed})])
 
 
@@ -650,7 +646,7 @@ def _shapes(evidence: Evidence) -> list[str]:
 
 
 def _not_measured(evidence: Evidence) -> Figure:
-    return plots._sentence(f"The speed was not measured yet: `pocketrec measure {evidence.suite}`.")
+    return plots.sentence(f"The speed was not measured yet: `pocketrec measure {evidence.suite}`.")
 
 
 def _gb(size: float) -> str:
@@ -692,11 +688,11 @@ def _quality(evidence: Evidence, dataset: str) -> Verdict:
     row, suite = _cell(evidence, dataset), evidence.suite
     if row is None:
         return Verdict(claim, QUALITY, "not run yet", UNTESTED, "the suite's runs", f"pocketrec run {suite}")
-    here = f"{_signed(row['difference'], row['difference_ci'])} over {row['seeds']} seeds, {evidence.block_size}"
+    here = f"{signed(row['difference'], row['difference_ci'])} over {row['seeds']} seeds, {evidence.block_size}"
     rows = _over_rows(evidence)
     rows = rows[(rows["dataset"] == dataset) & (rows["ratio_requested"] == RATIO)]
     if len(rows):
-        low, high = (_signed(rows.iloc[0][name]) for name in ("rows_low", "rows_high"))
+        low, high = (signed(rows.iloc[0][name]) for name in ("rows_low", "rows_high"))
         here += f"; on the same test rows {low} to {high}"
     if row["within"] == "open":
         needs = f"more seeds: the interval reaches to both sides of −{LOSS}"

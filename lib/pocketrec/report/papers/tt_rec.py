@@ -21,11 +21,9 @@ from scipy import stats
 from pocketrec.report import claims
 from pocketrec.report.claims import FAILS, HOLDS, UNTESTED, Verdict
 from pocketrec.report.columns import times
-from pocketrec.report.plots import ALARM, CEILING, FULL, INK, MUTED, colour, house_style
-from pocketrec.report.plots import _panels as panels
-from pocketrec.report.plots import _sentence as sentence
-from pocketrec.report.plots import _title as title
+from pocketrec.report.plots import ALARM, CEILING, FULL, INK, MUTED, colour, house_style, panels, put_title, sentence
 from pocketrec.report.results import load_measured, read_records, tidy
+from pocketrec.report.speed import FOREIGN
 from pocketrec.report.statistics import LEVEL, by_seed, corrected, half_width, same_mean, summary
 
 INITS = ("sampled_gaussian", "scaled_gaussian", "gaussian", "uniform")
@@ -61,7 +59,6 @@ NO_LOSS = 0.001  # of AUC
 MOST_LOSS = 0.003  # of accuracy, the published 0.3 %
 NO_OVERHEAD = 0.05  # of a training step
 PUBLISHED_SPEED = 3
-FOREIGN = 0.1  # cores that others may use before a sample counts as disturbed
 QUIET = 0.5  # share of samples that may be disturbed before times say nothing
 FULL_SUITE = "tt_rec_criteo_kaggle"
 
@@ -225,7 +222,7 @@ def sizes(found: Found) -> Figure:
             ax.annotate(f"{claimed}×", (rank, claimed), (9, -13), textcoords="offset points", color=ALARM)
         _ranks_axis(ax, sorted(table["rank"].dropna().unique()))
         ax.set(yscale="log", ylabel="Full tables / TT-Rec (×)", xlabel="Rank")
-        title(ax, f"{MODELS[model]}: tables kept whole end it at {times(round(rows['ratio'].max()))}", 50)
+        put_title(ax, f"{MODELS[model]}: tables kept whole end it at {times(round(rows['ratio'].max()))}", 50)
     return figure
 
 
@@ -254,7 +251,7 @@ def densities(found: Found, ranks: Sequence[int] = (1, 8, 64)) -> Figure:
         ax.plot(x, 2 * stats.norm.pdf(x) * x * np.log(10), color=INK, linestyle=CEILING, linewidth=1.2)
         ax.set(xscale="log", xlim=(1e-3, 3e3), xlabel="|entry| / target's standard deviation")
         wide = moments[(moments["rank"] == rank) & (moments["init"] == "sampled_gaussian")]["std_ratio"]
-        title(ax, f"rank {rank}: as published, entries are {_said(wide)} times too wide", 38)
+        put_title(ax, f"rank {rank}: as published, entries are {_said(wide)} times too wide", 38)
     axes[0].set_ylabel("Density (per factor of ten)")
     handles = [Line2D([], [], color=h, linestyle=d, linewidth=2.2, label=i) for i, (h, d, _) in INIT_LOOK.items()]
     handles.append(Line2D([], [], color=INK, linestyle=CEILING, label="target"))
@@ -284,8 +281,8 @@ def shapes(found: Found) -> Figure:
         _ranks_axis(ax, sorted(table["rank"].unique()))
         ax.set(yscale="log", xlabel="Rank", ylabel=words)
     axes[0].axhline(1, color=INK, linestyle=CEILING, linewidth=1.2)
-    title(axes[0], _width_finding(table), 50)
-    title(axes[1], _shape_finding(table), 50)
+    put_title(axes[0], _width_finding(table), 50)
+    put_title(axes[1], _shape_finding(table), 50)
     axes[1].legend(frameon=False, fontsize=9)
     return figure
 
@@ -416,7 +413,7 @@ def init_auc(found: Found) -> Figure:
             )
         ax.set_xticks(range(len(ratios)), [times(ratio) for ratio in ratios])
         ax.set(xlim=(-0.5, len(ratios) - 0.5), xlabel="Compression requested", ylabel="Test AUC (mean, 95 % interval)")
-        title(ax, f"{dataset}: {_best_init(rows)}", 50)
+        put_title(ax, f"{dataset}: {_best_init(rows)}", 50)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=5, frameon=False)
     return figure
 
@@ -494,7 +491,7 @@ def hit_rates(found: Found) -> Figure:
     handles += [Line2D([], [], color=INK), Line2D([], [], color=INK, linestyle=(0, (4, 2)), marker="P", markersize=4)]
     names += ["best, known beforehand", "reached while training"]
     ax.legend(handles, names, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    title(ax, _cache_finding(table), 66)
+    put_title(ax, _cache_finding(table), 66)
     return figure
 
 
@@ -612,7 +609,7 @@ def steps(found: Found) -> Figure:
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
         ours = rows[(rows["route"] == OURS) & (rows["cache"] == 0)]["over_full"]
-        title(ax, f"batch {batch:,}: tensor trains change the full table's step by {_range(ours)}", 50)
+        put_title(ax, f"batch {batch:,}: tensor trains change the full table's step by {_range(ours)}", 50)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
@@ -702,7 +699,7 @@ def kernels(found: Found) -> Figure:
         ax.set(yscale="log", xlabel="Rank", ylabel="Times faster (×)")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         here = fastest[(fastest["dim"] == dim) & (fastest["work"] == work)]["speedup"]
-        title(ax, f"{work}, dim {dim}: {here.min():.2g} to {here.max():.2g} times the fastest other way", 50)
+        put_title(ax, f"{work}, dim {dim}: {here.min():.2g} to {here.max():.2g} times the fastest other way", 50)
     routes = sorted(table["route"].unique())
     handles = [Line2D([], [], color=ROUTE_COLOURS.get(route, MUTED), label=route) for route in routes]
     handles += [Line2D([], [], color=MUTED, linestyle=d, label=_ids(table, i)) for i, d in _ID_DASHES.items()]

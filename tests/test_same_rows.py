@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 from torchmetrics.functional.classification import binary_auroc
 
-from pocketrec.papers import same_rows as paired
-from pocketrec.papers.same_rows import delong, same_rows, shares, skipped
+from pocketrec import same_rows as paired
+from pocketrec.same_rows import delong, same_rows, shares, skipped
 
 
 def by_definition(scores, labels):
