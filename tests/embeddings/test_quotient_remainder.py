@@ -1,7 +1,11 @@
 """Quotient-remainder and its k-way form."""
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pocketrec import embeddings
 from pocketrec.embeddings import Infeasible
@@ -16,7 +20,8 @@ def build(ratio, cardinalities=(7, 1000, 30_000), **knobs):
 
 
 def test_four_collisions_on_criteo_kaggle_take_a_quarter():
-    config = {"bases": [4 if n > 200 else 1 for n in KAGGLE], "parts": 2, "operation": "multiply", "init": "one"}
+    bases = [4 if n > 200 else 1 for n in KAGGLE]
+    config = {"bases": bases, "parts": 2, "operation": "multiply", "partition": "digits", "init": "one"}
     kept = embeddings.inference_bytes("quotient_remainder", KAGGLE, 16, config)
     rows = sum(-(-n // 4) + 4 if n > 200 else n for n in KAGGLE)
     assert kept == 64 * rows and full_bytes(KAGGLE, 16) / kept == pytest.approx(4, rel=1e-3)
@@ -31,9 +36,10 @@ def test_the_largest_ratio_grows_with_the_parts(parts, least, most):
 
 
 @pytest.mark.parametrize("operation", ["multiply", "add", "concat"])
+@pytest.mark.parametrize("partition", ["digits", "remainders"])
 @pytest.mark.parametrize("parts", [2, 3, 4])
-def test_lookup_is_the_composition_of_the_digits(operation, parts):
-    module = build(20, operation=operation, parts=parts).double()
+def test_lookup_is_the_composition_of_the_digits(operation, partition, parts):
+    module = build(20, operation=operation, partition=partition, parts=parts).double()
     ids = torch.tensor([[i % 7, i, 29 * i + 5] for i in range(1000)])
     oracle = torch.stack([module.materialize(f)[ids[:, f]] for f in range(3)], 1)
     torch.testing.assert_close(module(ids), oracle, rtol=1e-12, atol=0)
@@ -46,6 +52,28 @@ def test_an_explicit_id():
     quotient, remainder = module.factors.weight[: -(-n // base)], module.factors.weight[-(-n // base) :]
     expected = quotient[837 // base] * remainder[837 % base]
     torch.testing.assert_close(module(torch.tensor([[0, 837, 0]]))[0, 1], expected)
+
+
+def test_an_explicit_id_by_remainders():
+    module = build(30, partition="remainders", operation="concat")
+    first, second = module.config["bases"][1], module.config["bases"][1] - 1
+    table = module.factors.weight
+    expected = torch.cat([table[837 % first], table[first + 837 % second]])
+    torch.testing.assert_close(module(torch.tensor([[0, 837, 0]]))[0, 1], expected)
+
+
+@settings(deadline=None)
+@given(n=st.integers(2, 10**7), ratio=st.floats(1.5, 300), parts=st.integers(2, 4))
+def test_remainders_tell_all_ids_apart_and_share_the_rows_evenly(n, ratio, parts):
+    kind = embeddings.METHODS["quotient_remainder"]
+    try:
+        config = kind.solve([n], 12, 48 * n / ratio, parts=parts, partition="remainders")
+    except Infeasible:
+        return
+    if config["bases"] != [1]:
+        module = kind([n], 12, seed=0, **config)
+        rows = module.digits[0].tolist()
+        assert math.lcm(*rows) >= n and 48 * sum(rows) <= 48 * n / ratio
 
 
 def test_small_tables_are_whole_and_all_are_at_ratio_one(tmp_path):
@@ -70,6 +98,7 @@ def test_initial_values():
     [
         ({"operation": "divide"}, "operation must be"),
         ({"init": "zero"}, "got 'multiply' and 'zero'"),
+        ({"partition": "primes"}, "partition must be"),
         ({"parts": 1}, "parts must be at least 2"),
         ({"parts": 5, "operation": "concat"}, "divide dim"),
     ],

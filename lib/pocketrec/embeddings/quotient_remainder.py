@@ -4,6 +4,10 @@
     or + or concatenation in place of *
     bytes = 4 w sum_t (ceil(n_t / c^(k-1)) + (k-1) c),   w = dim, or dim / k with `operation: concat`
 
+`partition: remainders` is the paper's other partition (its Chinese remainders): the digits are x mod m_1 ... x mod
+m_k for k numbers m without a common divisor, all near m_1 = c_t, whose product is at least n_t. Every factor then has
+as many rows as the budget allows, where quotients have few rows whenever there is room for many remainders.
+
 Shi, Mudigere, Naumov & Yang, "Compositional Embeddings Using Complementary Partitions for Memory-Efficient
 Recommendation Systems", KDD 2020. k = `parts` = 2 is the quotient-remainder trick with c collisions; no two ids
 have all digits in common. The rows of a table fall no lower than about k n^(1/k) (c = n^(1/k)), hence a largest
@@ -18,9 +22,10 @@ the scale of a full one. On Book-Crossing it is the best of the three at 100x (A
 published).
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
-from math import sqrt
+from math import gcd, inf, prod, sqrt
 from typing import Any
 
 import torch
@@ -44,7 +49,7 @@ class QuotientRemainder(Embedding):
 
     name = "quotient_remainder"
     paper = "KDD 2020"
-    knobs = {"parts": 2, "operation": "multiply", "threshold": 200, "init": "one"}
+    knobs = {"parts": 2, "operation": "multiply", "partition": "digits", "threshold": 200, "init": "one"}
 
     @classmethod
     def solve(
@@ -55,46 +60,55 @@ class QuotientRemainder(Embedding):
         *,
         parts: int = 2,
         operation: str = "multiply",
+        partition: str = "digits",
         threshold: int = 200,
         init: str = "one",
     ) -> dict[str, Any]:
-        """Share rows out, take for each table the smallest base that fits its share, and spend what is left."""
+        """Share rows out, take for each table the base with the most rows in its share, and spend what is left."""
         width = _width(dim, parts, operation)
 
-        def cost(n: int, base: int) -> int:  # in floats
-            return n * dim if base == 1 else sum(_digits(n, base, parts)) * width
+        def cost(n: int, base: int) -> float:  # in floats
+            rows = _factors(n, base, parts, partition)
+            return n * dim if base == 1 else sum(rows) * width if prod(rows) >= n else inf
 
-        def smallest_base(n: int, floats: float) -> int:
-            low, high = 1, max(2, round(n ** (1 / parts)))  # the cost falls that far
-            if cost(n, high) >= n * dim:
+        def best_base(n: int, floats: float) -> int:
+            least = _least_base(n, parts, partition)
+            bases = range(2, least + 1) if partition == "digits" else range(n, least - 1, -1)  # ever fewer rows
+            if n * dim <= floats or not bases or cost(n, least) >= n * dim:
                 return 1
-            while low < high:
-                middle = (low + high) // 2
-                low, high = (low, middle) if cost(n, middle) <= floats else (middle + 1, high)
-            return low
+            fits = bisect_left(bases, True, key=lambda base: cost(n, base) <= floats)
+            return bases[min(fits, len(bases) - 1)]
 
         budget = int(budget_bytes) // FLOAT_BYTES
-        rows = share_out(cardinalities, budget, threshold, lambda n, rows: cost(n, smallest_base(n, rows * dim)))
+        rows = share_out(cardinalities, budget, threshold, lambda n, rows: cost(n, best_base(n, rows * dim)))
         if rows is None:
-            least = FLOAT_BYTES * sum(cost(n, smallest_base(n, dim)) for n in cardinalities)
+            least = FLOAT_BYTES * sum(cost(n, best_base(n, dim)) for n in cardinalities)
             raise Infeasible(
                 f"quotient_remainder in {parts} parts takes at least {megabytes(least)} of a "
                 f"{megabytes(budget_bytes)} budget, about {parts} n^(1/{parts}) rows a table; more parts take less"
             )
-        bases = [smallest_base(n, share * dim) for n, share in zip(cardinalities, rows, strict=True)]
+        bases = [best_base(n, share * dim) for n, share in zip(cardinalities, rows, strict=True)]
         left = budget - sum(map(cost, cardinalities, bases))
         for t in sorted(range(len(bases)), key=cardinalities.__getitem__):
             taken = cost(cardinalities[t], bases[t])
-            bases[t] = smallest_base(cardinalities[t], taken + left)
+            bases[t] = best_base(cardinalities[t], taken + left)
             left -= cost(cardinalities[t], bases[t]) - taken
-        return {"bases": bases, "parts": parts, "operation": operation, "init": init}
+        return {"bases": bases, "parts": parts, "operation": operation, "partition": partition, "init": init}
 
     @classmethod
     def stored(
-        cls, cardinalities: Sequence[int], dim: int, *, bases: Sequence[int], parts: int, operation: str, init: str
+        cls,
+        cardinalities: Sequence[int],
+        dim: int,
+        *,
+        bases: Sequence[int],
+        parts: int,
+        operation: str,
+        partition: str,
+        init: str,
     ) -> dict[str, Stored]:
         composed = _composed(bases)
-        rows = sum(sum(_digits(cardinalities[t], bases[t], parts)) for t in composed)
+        rows = sum(sum(_factors(cardinalities[t], bases[t], parts, partition)) for t in composed)
         return {
             "whole.table.weight": WholeTables.stored(cardinalities, composed, dim),
             "factors.weight": Stored((rows, _width(dim, parts, operation)), "rows"),
@@ -109,6 +123,7 @@ class QuotientRemainder(Embedding):
         bases: Sequence[int],
         parts: int,
         operation: str,
+        partition: str,
         init: str,
     ) -> None:
         if operation not in OPERATIONS or init not in ("one", "published", "symmetric"):
@@ -116,12 +131,15 @@ class QuotientRemainder(Embedding):
                 f"quotient_remainder: operation must be one of {list(OPERATIONS)} and init 'one', 'published' or "
                 f"'symmetric', got {operation!r} and {init!r}"
             )
-        config = {"bases": list(bases), "parts": parts, "operation": operation, "init": init}
-        super().__init__(cardinalities, dim, seed, **config)
+        config = {"parts": parts, "operation": operation, "partition": partition, "init": init}
+        super().__init__(cardinalities, dim, seed, bases=list(bases), **config)
         self.composed = _composed(bases)
         self.whole = WholeTables(self.cardinalities, self.composed, dim, generator(seed))
-        digits = [_digits(self.cardinalities[t], bases[t], parts) for t in self.composed]
-        powers = [[bases[t] ** (parts - 1 - j) for j in range(parts)] for t in self.composed]
+        digits = [_factors(self.cardinalities[t], bases[t], parts, partition) for t in self.composed]
+        if partition == "digits":
+            powers = [[bases[t] ** (parts - 1 - j) for j in range(parts)] for t in self.composed]
+        else:
+            powers = [[1] * parts for _ in self.composed]
         sizes = [size for table in digits for size in table]
         self.factors = Rows(sum(sizes), _width(dim, parts, operation))
         self.constant("composed_at", torch.tensor(self.composed, dtype=torch.long))
@@ -149,16 +167,17 @@ class QuotientRemainder(Embedding):
         return self.whole(ids, OPERATIONS[self.config["operation"]](factors))
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
-        n, base, parts = self.cardinalities[feature], self.config["bases"][feature], self.config["parts"]
-        if base == 1:
+        bases, parts, partition = (self.config[name] for name in ("bases", "parts", "partition"))
+        if bases[feature] == 1:
             return self.whole.materialize(feature)[rows]
-        upto = [t for t in self.composed if t <= feature]
-        end = sum(sum(_digits(self.cardinalities[t], self.config["bases"][t], parts)) for t in upto)
+        sizes = [_factors(self.cardinalities[t], bases[t], parts, partition) for t in self.composed if t <= feature]
+        end = sum(map(sum, sizes))
         left, factors = self.feature_rows(feature, rows).tolist(), []
-        for size in reversed(_digits(n, base, parts)):  # the last digit first, as one converts a number by hand
+        for size in reversed(sizes[-1]):  # the last digit first, as one converts a number by hand
             end -= size
             factors.append([end + x % size for x in left])
-            left = [x // size for x in left]
+            if partition == "digits":
+                left = [x // size for x in left]
         return OPERATIONS[self.config["operation"]]([self.factors.weight[slots] for slots in reversed(factors)])
 
 
@@ -174,9 +193,26 @@ def _composed(bases: Sequence[int]) -> list[int]:
     return [t for t, base in enumerate(bases) if base > 1]
 
 
-def _digits(n: int, base: int, parts: int) -> list[int]:
-    """Rows of each factor, the quotient first."""
-    return [-(-n // base ** (parts - 1)), *[base] * (parts - 1)]
+def _factors(n: int, base: int, parts: int, partition: str) -> list[int]:
+    """Rows of each factor: the quotient first, or numbers from `base` down that share no divisor."""
+    if partition == "digits":
+        return [-(-n // base ** (parts - 1)), *[base] * (parts - 1)]
+    if partition != "remainders":
+        raise ValueError(f"quotient_remainder: partition must be 'digits' or 'remainders', got {partition!r}")
+    found = [base]
+    while len(found) < parts:
+        below = range(max(found[-1] - 1, 1), 0, -1)
+        found.append(next(m for m in below if all(gcd(m, other) == 1 for other in found)))
+    return found
+
+
+def _least_base(n: int, parts: int, partition: str) -> int:
+    """Return the base that takes the fewest rows, about parts n^(1/parts)."""
+    base = max(2, round(n ** (1 / parts)))
+    if partition == "remainders":
+        while prod(_factors(n, base, parts, partition)) < n:
+            base += 1
+    return base
 
 
 def _width(dim: int, parts: int, operation: str) -> int:
