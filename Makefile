@@ -14,6 +14,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 FILTERS = $(if $(METHOD),--method $(METHOD)) $(if $(DATASET),--dataset $(DATASET)) \
           $(if $(RATIO),--ratio $(RATIO)) $(if $(SEED),--seed $(SEED))
+PARALLEL = -n $(or $(JOBS),2) --dist loadscope
 EXECUTION = $(if $(JOBS),--jobs $(JOBS)) $(if $(EXECUTOR),--executor $(EXECUTOR))
 
 .DEFAULT_GOAL = help
@@ -68,10 +69,10 @@ cluster-help: ## the few commands that start a cluster for EXECUTOR=ray, or use 
 	@cat docs/cluster.md
 
 test: $(READY) ## the newcomer's tests, under ten minutes
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-all: $(READY) ## every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(READY) ## style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
