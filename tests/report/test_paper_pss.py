@@ -99,12 +99,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def paper(folder):
+def evidence(folder):
     return pss.load(folder)
 
 
-def test_iterations_are_those_that_the_curves_were_made_with(paper):
-    table = pss.iterations(paper)
+def test_iterations_are_those_that_the_curves_were_made_with(evidence):
+    table = pss.iterations(evidence)
     assert set(table["dataset"]) == {"planted", "bookcrossing"}
     found = table[(table["dataset"] == "planted") & table["times"].notna()]
     assert len(found) > 6
@@ -114,12 +114,12 @@ def test_iterations_are_those_that_the_curves_were_made_with(paper):
         assert (rows["low"] <= rows["times"]).all() and (rows["times"] <= rows["high"]).all()
 
 
-def test_what_the_stream_did_not_reach_is_said_and_not_extrapolated(paper):
-    table = pss.iterations(paper)
+def test_what_the_stream_did_not_reach_is_said_and_not_extrapolated(evidence):
+    table = pss.iterations(evidence)
     late = table[(table["dataset"] == "planted") & (table["ratio_requested"] == 10_000) & (table["moment"] > 0.6)]
     assert late["times"].isna().all() and (late["reached"] < late["seeds"]).all()
     np.testing.assert_allclose(late["more_than"], 1 / late["moment"])
-    text = pss.iteration_table(paper, "planted").to_string()
+    text = pss.iteration_table(evidence, "planted").to_string()
     assert "not reached within 1.2 M samples" in text and "NaN" not in text
 
 
@@ -130,25 +130,25 @@ def test_a_target_reached_by_the_first_scoring_is_at_most_that():
     assert np.isnan(pss._crossing(curve, 0.81)[0])
 
 
-def test_overfitting_is_looked_for_only_where_rows_come_again(paper):
-    table = pss.overfitting(paper)
+def test_overfitting_is_looked_for_only_where_rows_come_again(evidence):
+    table = pss.overfitting(evidence)
     assert set(table["dataset"]) == {"bookcrossing"}
     full = table[table["cell"] == "full"].iloc[0]
     assert full["AUC from there to the end"].startswith("−0.0")
     assert full["after passes"] < 4
 
 
-def test_the_machine_is_found_again_and_the_steps_are_predicted(paper):
+def test_the_machine_is_found_again_and_the_steps_are_predicted(evidence):
     found = cost_model.calibrated(timed())
     for rate in ("flops", "memory", "stream", "cache", "link", "reduce", "latency", "fixed"):
         assert getattr(found, rate) == pytest.approx(getattr(HERE, rate), rel=1e-6), rate
-    table = pss.predicted_and_measured(paper)
+    table = pss.predicted_and_measured(evidence)
     assert len(table) == 6
     assert table["off"].abs().max() < 1e-6
 
 
-def test_verdicts_with_everything_measured(paper):
-    loss, more, here, there, bound = pss.verdicts(paper)
+def test_verdicts_with_everything_measured(evidence):
+    loss, more, here, there, bound = pss.verdicts(evidence)
     assert "3 seeds; on the same rows −0.0185 to −0.0175" in loss.here
     assert loss.verdict == UNTESTED and "SUITE=pss_criteo_tb" in loss.command
     assert more.verdict == HOLDS and "planted" in more.here
@@ -157,15 +157,15 @@ def test_verdicts_with_everything_measured(paper):
     assert bound.verdict == HOLDS and "power −0.500" in bound.here
 
 
-def test_a_step_that_is_not_faster_fails_the_claim(paper):
-    slow = paper.measured["latency"].query("tables == 'planted'")
-    found = pss.Paper(paper.runs, paper.curves, {"latency": slow})
+def test_a_step_that_is_not_faster_fails_the_claim(evidence):
+    slow = evidence.measured["latency"].query("tables == 'planted'")
+    found = pss.Evidence(evidence.runs, evidence.curves, {"latency": slow})
     assert pss._latency_here(found).verdict == FAILS
 
 
-def test_a_worst_element_above_the_bound_fails_the_claim(paper):
-    dense = paper.measured["dense"].assign(worst=[0.2, 0.5])
-    found = pss.Paper(paper.runs, paper.curves, paper.measured | {"dense": dense})
+def test_a_worst_element_above_the_bound_fails_the_claim(evidence):
+    dense = evidence.measured["dense"].assign(worst=[0.2, 0.5])
+    found = pss.Evidence(evidence.runs, evidence.curves, evidence.measured | {"dense": dense})
     assert pss._bound(found).verdict == FAILS
     assert "1 of 2 projections" in pss._bound(found).here
 
@@ -174,11 +174,11 @@ FIGURES = ("learning", "iteration_ratios", "step_times", "model_check", "trade_o
 TABLES = ("same_rows", "reached", "iterations", "overfitting", "latency", "rates", "predicted_and_measured", "missing")
 
 
-def test_every_picture_and_table_is_drawn(paper):
+def test_every_picture_and_table_is_drawn(evidence):
     for name in FIGURES:
-        figure = getattr(pss, name)(paper)
+        figure = getattr(pss, name)(evidence)
         assert figure.axes and figure.axes[0].get_xlabel(), name
-    assert all(len(getattr(pss, name)(paper)) for name in TABLES if name != "missing")
+    assert all(len(getattr(pss, name)(evidence)) for name in TABLES if name != "missing")
     assert len(pss.where_it_comes_from().axes) == 4
     assert pss.drawing().axes
 
@@ -190,14 +190,14 @@ def test_partial_results_say_what_is_missing(tmp_path, kept):
     if kept != "nothing":
         cells = [("full", 1)] if kept == "full alone" else CELLS
         records.write(folder, [run(m, "planted", r, 0) for m, r in cells], notebooks=False)
-    paper = pss.load(folder)
-    assert len(pss.verdicts(paper)) == 5
-    assert {"latency", "parallel", "projection"} <= set(pss.missing(paper)["what"])
+    evidence = pss.load(folder)
+    assert len(pss.verdicts(evidence)) == 5
+    assert {"latency", "parallel", "projection"} <= set(pss.missing(evidence)["what"])
     for name in FIGURES:
-        assert getattr(pss, name)(paper).axes, name
+        assert getattr(pss, name)(evidence).axes, name
     for name in TABLES:
-        getattr(pss, name)(paper)
-    pss.iteration_table(paper, "planted")
+        getattr(pss, name)(evidence)
+    pss.iteration_table(evidence, "planted")
 
 
 def test_no_torch_is_imported():

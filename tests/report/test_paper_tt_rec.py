@@ -117,8 +117,8 @@ def whole(folder):
     return folder(suite(), **{name: make() for name, make in MEASURED.items()})
 
 
-def verdict(found, words):
-    (only,) = [v for v in tt_rec.verdicts(found) if words in v.claim]
+def verdict(evidence, words):
+    (only,) = [v for v in tt_rec.verdicts(evidence) if words in v.claim]
     return only
 
 
@@ -143,27 +143,27 @@ def test_every_table_is_shown(whole, name):
 @pytest.mark.parametrize("left_out", [None, "runs", *MEASURED])
 def test_whatever_is_missing_is_said_with_its_command(folder, left_out):
     kept = {name: make() for name, make in MEASURED.items() if name != left_out}
-    found = folder([] if left_out == "runs" else suite(seeds=1), **kept)
+    evidence = folder([] if left_out == "runs" else suite(seeds=1), **kept)
     for name in (*PICTURES, *TABLES):
-        shown = getattr(tt_rec, name)(found)
+        shown = getattr(tt_rec, name)(evidence)
         assert isinstance(shown, Figure) or shown is not None
-    said = tt_rec.missing(found)["command"]
+    said = tt_rec.missing(evidence)["command"]
     assert said.str.contains("paper_tt_rec").any() == (
         left_out in ("runs", "sizes", "moments", "hit_rates", "steps", "kernels")
     )
 
 
 def test_an_empty_folder_claims_nothing(folder):
-    found = folder()
-    every = tt_rec.verdicts(found)
+    evidence = folder()
+    every = tt_rec.verdicts(evidence)
     assert {v.verdict for v in every} == {UNTESTED} and all(v.command and v.needs for v in every)
-    assert "cannot be tested here" in tt_rec.tally(found) and claims.table(every) is not None
+    assert "cannot be tested here" in tt_rec.tally(evidence) and claims.table(every) is not None
 
 
 @pytest.mark.parametrize(("of", "expected"), [(1.01, HOLDS), (1.2, FAILS)])
 def test_sizes_hold_where_arithmetic_agrees(folder, of, expected):
-    found = folder(sizes=sizes(of))
-    assert verdict(found, "Criteo-Kaggle, dim").verdict == verdict(found, "Criteo-TB").verdict == expected
+    evidence = folder(sizes=sizes(of))
+    assert verdict(evidence, "Criteo-Kaggle, dim").verdict == verdict(evidence, "Criteo-TB").verdict == expected
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def test_sizes_hold_where_arithmetic_agrees(folder, of, expected):
     [(0.0, 5, HOLDS, HOLDS), (0.006, 5, FAILS, HOLDS), (0.01, 5, FAILS, FAILS), (0.0, 1, UNTESTED, UNTESTED)],
 )
 def test_losses_are_judged_by_whole_intervals(folder, loss, seeds, nothing, little):
-    found = folder(suite(loss, seeds))
-    assert verdict(found, "Nothing is lost").verdict == nothing
-    assert verdict(found, "Accuracy falls").verdict == little
+    evidence = folder(suite(loss, seeds))
+    assert verdict(evidence, "Nothing is lost").verdict == nothing
+    assert verdict(evidence, "Accuracy falls").verdict == little
 
 
 def test_losses_are_those_of_the_start_that_validates_best(folder):
@@ -181,10 +181,10 @@ def test_losses_are_those_of_the_start_that_validates_best(folder):
 
 
 def test_an_initialisation_is_better_only_against_both_others(folder):
-    found = folder(suite())
-    assert verdict(found, "divided by rank").verdict == HOLDS and verdict(found, "as published").verdict == FAILS
-    found = folder(suite(off=OFF | {"uniform": 0.004}))
-    assert verdict(found, "divided by rank").verdict == FAILS
+    evidence = folder(suite())
+    assert verdict(evidence, "divided by rank").verdict == HOLDS and verdict(evidence, "as published").verdict == FAILS
+    evidence = folder(suite(off=OFF | {"uniform": 0.004}))
+    assert verdict(evidence, "divided by rank").verdict == FAILS
 
 
 def test_two_seeds_say_nothing_of_initialisations(folder):
@@ -204,27 +204,27 @@ def test_a_cache_is_compared_with_none_of_the_same_start(folder):
 
 @pytest.mark.parametrize(("train", "expected"), [(10.2, HOLDS), (14.0, FAILS)])
 def test_a_step_is_held_against_the_full_table_of_the_same_round(folder, train, expected):
-    found = folder(steps=steps(train=train))
-    assert verdict(found, "training step").verdict == expected
-    plain = tt_rec.overheads(found).set_index(["route", "cache", "rank"])["over_bags"]
+    evidence = folder(steps=steps(train=train))
+    assert verdict(evidence, "training step").verdict == expected
+    plain = tt_rec.overheads(evidence).set_index(["route", "cache", "rank"])["over_bags"]
     assert plain["plain PyTorch", 0, 8] == pytest.approx(51 / 21 - 1)
 
 
 @pytest.mark.parametrize(("unique", "expected"), [(3.5, HOLDS), (2.0, FAILS)])
 def test_a_kernel_is_held_against_the_fastest_other_way(folder, unique, expected):
-    found = folder(kernels=kernels(unique=unique))
-    assert verdict(found, "three times faster than what").verdict == expected
-    assert set(tt_rec.against_fastest(found)["route"]) == {"plain PyTorch, unique ids"}
+    evidence = folder(kernels=kernels(unique=unique))
+    assert verdict(evidence, "three times faster than what").verdict == expected
+    assert set(tt_rec.against_fastest(evidence)["route"]) == {"plain PyTorch, unique ids"}
 
 
 def test_times_of_a_busy_machine_say_nothing(folder):
-    found = folder(steps=steps().assign(foreign=1.0), kernels=kernels().assign(foreign=1.0))
+    evidence = folder(steps=steps().assign(foreign=1.0), kernels=kernels().assign(foreign=1.0))
     for words in ("training step", "three times faster than what"):
-        assert verdict(found, words).verdict == UNTESTED and "quiet" in verdict(found, words).needs
+        assert verdict(evidence, words).verdict == UNTESTED and "quiet" in verdict(evidence, words).needs
 
 
 def test_runs_on_criteo_take_its_row_away(folder):
     words = "Criteo's own rows"
     assert any(words in v.claim for v in tt_rec.verdicts(folder(suite())))
-    found = folder([run("full", 1, 0, 0.8, dataset="criteo-kaggle")])
-    assert not any(words in v.claim for v in tt_rec.verdicts(found))
+    evidence = folder([run("full", 1, 0, 0.8, dataset="criteo-kaggle")])
+    assert not any(words in v.claim for v in tt_rec.verdicts(evidence))

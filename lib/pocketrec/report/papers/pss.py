@@ -53,7 +53,7 @@ MEASURE, RUN = "make measure SUITE=paper_pss", "make run SUITE=paper_pss"
 
 
 @dataclass
-class Paper:
+class Evidence:
     """A suite's runs, curves (with `epoch`, passes over the training rows so far) and measurements."""
 
     runs: pd.DataFrame
@@ -77,7 +77,7 @@ class Paper:
         return self.curves[self.curves["dataset"] == dataset]
 
 
-def load(results: str | Path) -> Paper:
+def load(results: str | Path) -> Evidence:
     """Read a suite's folder; the parts that are not there are empty."""
     records = read_records(Path(results))
     found = curves(records)
@@ -89,24 +89,26 @@ def load(results: str | Path) -> Paper:
         share = found["samples"] / found.groupby("run")["samples"].transform("max")
         found = found.assign(epoch=share * found["run"].map(epochs))
         found = found[found["status"] == "done"]
-    return Paper(tidy(records), found, load_measured(results))
+    return Evidence(tidy(records), found, load_measured(results))
 
 
-def missing(paper: Paper) -> pd.DataFrame:
+def missing(evidence: Evidence) -> pd.DataFrame:
     """Return what the conclusions lack, and the command that makes it: what, reason, command."""
     rows = []
-    if not len(paper.runs):
+    if not len(evidence.runs):
         rows.append(("training runs", "none has ended", RUN))
-    unfinished = paper.runs[~paper.runs["status"].isin(["done", "infeasible"])]
+    unfinished = evidence.runs[~evidence.runs["status"].isin(["done", "infeasible"])]
     rows += [(row.run, f"{row.status}: {row.reason}", "make retry SUITE=paper_pss") for row in unfinished.itertuples()]
-    rows += [(name, "not measured", MEASURE) for name in ("latency", "parallel", "projection") if _lacks(paper, name)]
+    rows += [
+        (name, "not measured", MEASURE) for name in ("latency", "parallel", "projection") if _lacks(evidence, name)
+    ]
     table = pd.DataFrame(rows, columns=["what", "reason", "command"])
-    skipped = paper.measured.get("skipped", table.iloc[:0])
+    skipped = evidence.measured.get("skipped", table.iloc[:0])
     return pd.concat([table, skipped], ignore_index=True)
 
 
-def _lacks(paper: Paper, name: str) -> bool:
-    return name not in paper.measured or paper.measured[name].empty
+def _lacks(evidence: Evidence, name: str) -> bool:
+    return name not in evidence.measured or evidence.measured[name].empty
 
 
 # how it works
@@ -147,7 +149,7 @@ def _bare(ax: Axes, wide: int, tall: int, title: str) -> None:
 # iterations to the same quality
 
 
-def reached(paper: Paper) -> pd.DataFrame:
+def reached(evidence: Evidence) -> pd.DataFrame:
     """Return how many samples each run needs to be as good as the full table of its seed is after some.
 
     That is at its first scoring, and at shares of the samples up to the best score of the full table's mean curve. One
@@ -157,8 +159,8 @@ def reached(paper: Paper) -> pd.DataFrame:
     within (samples of the run).
     """
     rows = []
-    for dataset in paper.datasets:
-        points = paper.of(dataset).sort_values("samples")
+    for dataset in evidence.datasets:
+        points = evidence.of(dataset).sort_values("samples")
         full = {seed: curve for seed, curve in points[points["method"] == "full"].groupby("seed")}
         for (run, seed), curve in points[points["method"] != "full"].groupby(["run", "seed"]):
             if seed not in full:
@@ -199,7 +201,7 @@ def _crossing(curve: pd.DataFrame, target: float) -> tuple[float, bool]:
     return samples[before] + share * (samples[after] - samples[before]), False
 
 
-def iterations(paper: Paper) -> pd.DataFrame:
+def iterations(evidence: Evidence) -> pd.DataFrame:
     """Return how many times the full table's samples each compressed cell needs, over the seeds of both.
 
     The mean is geometric, of ratios paired by seed, with its 95 % t-interval (`low`, `high`); it is missing unless all
@@ -207,7 +209,7 @@ def iterations(paper: Paper) -> pd.DataFrame:
     scoring, so the ratio may be smaller. Columns beside: dataset, method, variant, ratio_requested, moment, target
     (mean over the full table's seeds), seeds, reached (seeds that got there), within.
     """
-    found = reached(paper)
+    found = reached(evidence)
     if found.empty:
         return found
     cell = ["dataset", "method", "variant", "ratio_requested", "moment"]
@@ -232,9 +234,9 @@ def _paired(part: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def iteration_table(paper: Paper, dataset: str) -> pd.DataFrame:
+def iteration_table(evidence: Evidence, dataset: str) -> pd.DataFrame:
     """Lay `iterations` out for people: a row a target, a column a ratio."""
-    table = iterations(paper)
+    table = iterations(evidence)
     if table.empty or dataset not in set(table["dataset"]):
         return pd.DataFrame({"": [f"no pair of learning curves on {dataset}: {RUN}"]})
     table = table[table["dataset"] == dataset].assign(text=lambda t: [_times_text(row) for row in t.to_dict("records")])
@@ -262,14 +264,14 @@ def _times_text(row: dict[str, Any]) -> str:
 
 
 @house_style
-def learning(paper: Paper) -> Figure:
+def learning(evidence: Evidence) -> Figure:
     """Validation AUC by samples, a panel a dataset; darker is smaller. Bands: 95 % intervals, from three seeds on."""
-    if not paper.datasets:
+    if not evidence.datasets:
         return sentence(f"No learning curve to show: {RUN}.")
-    figure, axes = panels(len(paper.datasets), 5.8, 4.1)
-    for ax, dataset in zip(axes, paper.datasets, strict=True):
-        _learning_panel(ax, paper.of(dataset))
-        put_title(ax, f"{dataset}: {_learning_finding(paper, dataset)}", 56)
+    figure, axes = panels(len(evidence.datasets), 5.8, 4.1)
+    for ax, dataset in zip(axes, evidence.datasets, strict=True):
+        _learning_panel(ax, evidence.of(dataset))
+        put_title(ax, f"{dataset}: {_learning_finding(evidence, dataset)}", 56)
     return figure
 
 
@@ -309,8 +311,8 @@ def _hues(points: pd.DataFrame) -> dict[tuple, Any]:
     return hues
 
 
-def _learning_finding(paper: Paper, dataset: str) -> str:
-    points = paper.of(dataset)
+def _learning_finding(evidence: Evidence, dataset: str) -> str:
+    points = evidence.of(dataset)
     last = points[points["samples"] == points.groupby("run")["samples"].transform("max")]
     means = last.groupby(["method", "ratio_requested"])["validation_auc"].mean()
     full = points[points["method"] == "full"].groupby("samples")["validation_auc"].mean()
@@ -319,7 +321,7 @@ def _learning_finding(paper: Paper, dataset: str) -> str:
         return "one of full and pss has not finished"
     ratio = small.index.get_level_values(1).max()
     gap = small[METHOD, ratio] - full.iloc[-1]
-    if dataset in paper.streams:
+    if dataset in evidence.streams:
         return f"at the end of the stream pss {times(ratio)} lies {signed(gap)} from the full table"
     fall = full.iloc[-1] - full.max()
     kept = points[(points["method"] == METHOD) & (points["ratio_requested"] == ratio)]
@@ -328,11 +330,11 @@ def _learning_finding(paper: Paper, dataset: str) -> str:
     return f"after its best the full table changes by {signed(fall)}, pss {times(ratio)} by {signed(other)}"
 
 
-def overfitting(paper: Paper) -> pd.DataFrame:
+def overfitting(evidence: Evidence) -> pd.DataFrame:
     """Return where each cell's curve peaks and how far it falls after, over seeds; only where rows were read again."""
     rows = []
-    for dataset in [name for name in paper.datasets if name not in paper.streams]:
-        for cell, part in paper.of(dataset).groupby(["method", "variant", "ratio_requested"]):
+    for dataset in [name for name in evidence.datasets if name not in evidence.streams]:
+        for cell, part in evidence.of(dataset).groupby(["method", "variant", "ratio_requested"]):
             runs = [curve.sort_values("samples") for _, curve in part.groupby("run")]
             best = [curve.loc[curve["validation_auc"].idxmax()] for curve in runs]
             fall = pd.Series(
@@ -353,19 +355,19 @@ def overfitting(paper: Paper) -> pd.DataFrame:
 
 
 @house_style
-def iteration_ratios(paper: Paper) -> Figure:
+def iteration_ratios(evidence: Evidence) -> Figure:
     """Iterations against the full table's, by the quality aimed at; a triangle where the stream ended before.
 
     Whiskers are 95 % intervals over three seeds or more; two say next to nothing, and stand in the table.
     """
-    table = iterations(paper)
+    table = iterations(evidence)
     if table.empty:
         return sentence(f"No pair of learning curves: {RUN}.")
-    datasets = [name for name in paper.datasets if name in set(table["dataset"])]
+    datasets = [name for name in evidence.datasets if name in set(table["dataset"])]
     figure, axes = panels(len(datasets), 5.8, 4.0)
     for ax, dataset in zip(axes, datasets, strict=True):
         rows = table[table["dataset"] == dataset]
-        _ratio_panel(ax, rows, _hues(paper.of(dataset)))
+        _ratio_panel(ax, rows, _hues(evidence.of(dataset)))
         put_title(ax, f"{dataset}: {_ratio_finding(rows)}", 56)
     return figure
 
@@ -430,16 +432,16 @@ def _ratio_finding(table: pd.DataFrame) -> str:
 # what a step costs here
 
 
-def latency(paper: Paper) -> pd.DataFrame:
+def latency(evidence: Evidence) -> pd.DataFrame:
     """Return the median training step of each embedding, and how many times faster than with the full table it is.
 
     `gain` is the geometric mean over rounds, in each of which all were timed in turn, with its 95 % t-interval.
     Columns: tables, table_gb, batch, embedding, ms, gain, low, high, rounds, foreign (median cores that others used).
     """
-    if _lacks(paper, "latency"):
+    if _lacks(evidence, "latency"):
         return pd.DataFrame()
     rows = []
-    for (tables, size, batch), part in paper.measured["latency"].groupby(["tables", "table_bytes", "batch"]):
+    for (tables, size, batch), part in evidence.measured["latency"].groupby(["tables", "table_bytes", "batch"]):
         wide = part.pivot_table(index="round", columns="embedding", values="ms")
         for name in wide:
             logs = np.log(wide["full"] / wide[name])
@@ -454,9 +456,9 @@ def latency(paper: Paper) -> pd.DataFrame:
 
 
 @house_style
-def step_times(paper: Paper) -> Figure:
+def step_times(evidence: Evidence) -> Figure:
     """A training step on this machine: grey is what the MLPs take alone, a panel each model."""
-    table = latency(paper)
+    table = latency(evidence)
     if table.empty:
         return sentence(f"No training step was timed: {MEASURE}.")
     names = list(dict.fromkeys(table["tables"]))
@@ -498,11 +500,11 @@ def assumptions() -> pd.DataFrame:
     return table.reset_index()[["assumption", "machine", "value", "unit", "reached", "source"]].round(1)
 
 
-def rates(paper: Paper) -> pd.DataFrame:
+def rates(evidence: Evidence) -> pd.DataFrame:
     """Return the rates of two processes of this machine that the model was given, and where they come from."""
-    if _lacks(paper, "parallel"):
+    if _lacks(evidence, "parallel"):
         return pd.DataFrame(columns=["rate", "value", "unit", "source"])
-    here = cost_model.calibrated(paper.measured["parallel"])
+    here = cost_model.calibrated(evidence.measured["parallel"])
     units = {"flops": (1e-9, "GFLOP/s"), "latency": (1e6, "µs"), "fixed": (1e3, "ms")}
     sources = {"link": "all-to-all over gloo", "reduce": "all-reduce over gloo", "latency": "either, nothing to send"}
     sources |= {"memory": "lookups in full tables", "cache": "lookups in the array", "stream": "updates of the array"}
@@ -514,18 +516,18 @@ def rates(paper: Paper) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["rate", "value", "unit", "source"]).round(3)
 
 
-def predicted_and_measured(paper: Paper) -> pd.DataFrame:
+def predicted_and_measured(evidence: Evidence) -> pd.DataFrame:
     """Return the steps of two processes beside the model's predictions; see `cost_model.checked`."""
-    if _lacks(paper, "parallel"):
+    if _lacks(evidence, "parallel"):
         return pd.DataFrame()
-    times_ = paper.measured["parallel"]
+    times_ = evidence.measured["parallel"]
     return cost_model.checked(times_, cost_model.calibrated(times_))
 
 
 @house_style
-def model_check(paper: Paper) -> Figure:
+def model_check(evidence: Evidence) -> Figure:
     """Predicted against measured steps of two processes; on the line the model is right."""
-    table = predicted_and_measured(paper)
+    table = predicted_and_measured(evidence)
     if table.empty:
         return sentence(f"No step of two processes was timed: {MEASURE}.")
     figure, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
@@ -627,13 +629,13 @@ def parts(machine: str, workers: int = 16, batch: int = 32_768) -> pd.DataFrame:
 # the time to a quality
 
 
-def time_to_quality(paper: Paper) -> pd.DataFrame:
+def time_to_quality(evidence: Evidence) -> pd.DataFrame:
     """Return the points of the trade-off at 10,000x: each measured target with each measured step.
 
     Columns: dataset, target, tables, iterations, low, high, more_than, latency, latency_low, latency_high, time (times
     the full table's, missing where the quality was not reached).
     """
-    aims, steps = iterations(paper), latency(paper)
+    aims, steps = iterations(evidence), latency(evidence)
     if aims.empty or steps.empty:
         return pd.DataFrame()
     aims = aims[(aims["method"] == METHOD) & (aims["ratio_requested"] == aims["ratio_requested"].max())]
@@ -645,12 +647,12 @@ def time_to_quality(paper: Paper) -> pd.DataFrame:
 
 
 @house_style
-def trade_off(paper: Paper) -> Figure:
+def trade_off(evidence: Evidence) -> Figure:
     """Iterations against latency: above the line the compressed model is sooner there, below it later.
 
     A triangle is a quality that was not reached, at what it exceeds. Predictions are dashed.
     """
-    points = time_to_quality(paper)
+    points = time_to_quality(evidence)
     figure, ax = plt.subplots(figsize=(8.2, 5.2), layout="constrained")
     line = np.array([0.4, 40])
     ax.fill_between(line, line, 40, color=colour(METHOD), alpha=0.08, linewidth=0)
@@ -718,39 +720,39 @@ def _trade_finding(points: pd.DataFrame) -> str:
 # the bound
 
 
-def exponent(paper: Paper) -> tuple[float, float]:
+def exponent(evidence: Evidence) -> tuple[float, float]:
     """Return the exponent of the error against memory, and half of its 95 % interval over seeds; NaN without any.
 
     A line through the logarithms for each seed; arrays as large as the table or nearly are in it as well.
     """
-    if _lacks(paper, "projection"):
+    if _lacks(evidence, "projection"):
         return np.nan, np.nan
     slopes = pd.Series(
         [
             np.polyfit(np.log(part["m"]), np.log(part["rms"]), 1)[0]
-            for _, part in paper.measured["projection"].groupby("seed")
+            for _, part in evidence.measured["projection"].groupby("seed")
         ]
     )
     return slopes.mean(), half_width(slopes.std(), len(slopes))
 
 
 @house_style
-def projection(paper: Paper) -> Figure:
+def projection(evidence: Evidence) -> Figure:
     """Left: the error of a projected table against the memory, with theory and bound. Right: the AUC that it costs."""
-    if _lacks(paper, "projection"):
+    if _lacks(evidence, "projection"):
         return sentence(f"No table was projected: {MEASURE}.")
-    table = paper.measured["projection"]
+    table = evidence.measured["projection"]
     figure, (left, right) = panels(2, 5.8, 4.3)
-    bound = paper.measured.get("bound", pd.DataFrame(columns=["m", "epsilon"]))
-    _error_panel(left, table, bound, paper.measured.get("dense"))
-    slope, half = exponent(paper)
+    bound = evidence.measured.get("bound", pd.DataFrame(columns=["m", "epsilon"]))
+    _error_panel(left, table, bound, evidence.measured.get("dense"))
+    slope, half = exponent(evidence)
     margin = "" if np.isnan(half) else f" ± {half:.3f}"
     put_title(
         left,
         f"{table['dataset'].iloc[0]}: the error goes as memory to the power {slope:.3f}{margin}".replace("-", "−"),
         56,
     )
-    _lost_panel(right, table, paper.runs)
+    _lost_panel(right, table, evidence.runs)
     return figure
 
 
@@ -800,17 +802,17 @@ def _lost_panel(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame) -> None:
 # the verdicts
 
 
-def verdicts(paper: Paper) -> list[Verdict]:
+def verdicts(evidence: Evidence) -> list[Verdict]:
     """Return what became of the paper's claims."""
-    return [_no_loss(paper), _more_iterations(paper), _latency_here(paper), _latency_there(), _bound(paper)]
+    return [_no_loss(evidence), _more_iterations(evidence), _latency_here(evidence), _latency_there(), _bound(evidence)]
 
 
-def _no_loss(paper: Paper) -> Verdict:
-    found = differences(paper.runs)
+def _no_loss(evidence: Evidence) -> Verdict:
+    found = differences(evidence.runs)
     found = found[(found["method"] == METHOD) & (found["ratio_requested"] == RATIO)]
     told = [
         f"{row['dataset']}: test AUC {signed(row['difference'], row['difference_ci'])} ({row['seeds']} seeds"
-        f"{_on_rows(paper, row)})"
+        f"{_on_rows(evidence, row)})"
         for row in found.to_dict("records")
     ]
     return Verdict(
@@ -823,12 +825,12 @@ def _no_loss(paper: Paper) -> Verdict:
     )
 
 
-def same_rows(paper: Paper) -> pd.DataFrame:
+def same_rows(evidence: Evidence) -> pd.DataFrame:
     """Return the differences of test AUC to the full table on the same rows, with their intervals: a row a cell.
 
     Of the mean over seeds, or of the only seed: the interval is about other test rows, not about another training.
     """
-    tested = paper.measured.get("same_rows", pd.DataFrame(columns=["difference"])).dropna(subset="difference")
+    tested = evidence.measured.get("same_rows", pd.DataFrame(columns=["difference"])).dropna(subset="difference")
     if tested.empty:
         return pd.DataFrame({"": [f"not tested on the same rows: {MEASURE}"]})
     cell = ["dataset", "method", "variant", "ratio_requested"]
@@ -836,9 +838,9 @@ def same_rows(paper: Paper) -> pd.DataFrame:
     return tested[[*cell, "difference", "low", "high", "p", "positives", "negatives"]].reset_index(drop=True)
 
 
-def _on_rows(paper: Paper, row: dict[str, Any]) -> str:
+def _on_rows(evidence: Evidence, row: dict[str, Any]) -> str:
     """Write the interval of a cell's difference over test rows, where it was tested."""
-    tested = same_rows(paper)
+    tested = same_rows(evidence)
     if "difference" not in tested:
         return ""
     same = (tested["dataset"] == row["dataset"]) & (tested["method"] == METHOD) & (tested["ratio_requested"] == RATIO)
@@ -846,13 +848,13 @@ def _on_rows(paper: Paper, row: dict[str, Any]) -> str:
     return f"; on the same rows {signed(found[0]['low'])} to {signed(found[0]['high'])}" if found else ""
 
 
-def _more_iterations(paper: Paper) -> Verdict:
+def _more_iterations(evidence: Evidence) -> Verdict:
     claim = "The same quality takes 4.5 times the iterations"
     published = f"{ITERATIONS}× ({SOURCE})"
-    table = iterations(paper)
+    table = iterations(evidence)
     if not table.empty:
         table = table[
-            (table["method"] == METHOD) & (table["ratio_requested"] == RATIO) & table["dataset"].isin(paper.streams)
+            (table["method"] == METHOD) & (table["ratio_requested"] == RATIO) & table["dataset"].isin(evidence.streams)
         ]
         table = table[np.isclose(table["moment"], 1 / ITERATIONS)]
     if table.empty:
@@ -871,10 +873,10 @@ def _longer(reached: int) -> tuple[str, ...]:
     return ("a longer stream: some seeds got there, some did not", RUN) if reached else ()
 
 
-def _latency_here(paper: Paper) -> Verdict:
+def _latency_here(evidence: Evidence) -> Verdict:
     claim = "A training step is 4.3 times faster: in one process of this machine"
     published = f"{LATENCY}× ({SOURCE}; hardware not stated there)"
-    table = latency(paper)
+    table = latency(evidence)
     if table.empty:
         return Verdict(claim, published, "No step was timed", UNTESTED, "a measurement", MEASURE)
     rows = table[table["embedding"] == METHOD]
@@ -905,27 +907,27 @@ def _latency_there() -> Verdict:
     )
 
 
-def _bound(paper: Paper) -> Verdict:
+def _bound(evidence: Evidence) -> Verdict:
     claim = "Memory of order 1/ε² keeps every element of the tables within ε"
     published = f"an upper bound for (1 ± ε) ({SOURCE}; constants not read, derived in embeddings/pss.py)"
-    slope, half = exponent(paper)
-    if np.isnan(slope) or _lacks(paper, "dense"):
+    slope, half = exponent(evidence)
+    if np.isnan(slope) or _lacks(evidence, "dense"):
         return Verdict(claim, published, "No table was projected", UNTESTED, "a measurement", MEASURE)
-    table, dense = paper.measured["projection"], paper.measured["dense"]
+    table, dense = evidence.measured["projection"], evidence.measured["dense"]
     kept = dense["worst"] <= dense["epsilon"]
     margin = "" if np.isnan(half) else f" ± {half:.3f}"
     here = (
         f"{table['dataset'].iloc[0]}, trained table: the error goes as memory to the power {slope:.3f}{margin}; with "
         f"dense signs the worst element lies below the bound in {int(kept.sum())} of {len(kept)} projections, with one "
-        f"sign an element, as PSS has it, in {_below_bound(paper)}"
+        f"sign an element, as PSS has it, in {_below_bound(evidence)}"
     ).replace("-", "−")
     near = abs(slope + 0.5) <= max(0.01, np.nan_to_num(half))
     return Verdict(claim, published, here, HOLDS if near and kept.all() else FAILS)
 
 
-def _below_bound(paper: Paper) -> str:
+def _below_bound(evidence: Evidence) -> str:
     """Count the projections with one sign an element whose worst element lies below the bound."""
-    table, bound = paper.measured["projection"], paper.measured["bound"].sort_values("m")
+    table, bound = evidence.measured["projection"], evidence.measured["bound"].sort_values("m")
     inside = table[table["m"].between(bound["m"].min(), bound["m"].max())]
     allowed = np.exp(np.interp(np.log(inside["m"]), np.log(bound["m"]), np.log(bound["epsilon"])))
     return f"{int((inside['worst'] <= allowed).sum())} of {len(inside)}"

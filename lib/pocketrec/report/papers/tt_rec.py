@@ -64,7 +64,7 @@ FULL_SUITE = "tt_rec_criteo_kaggle"
 
 
 @dataclass
-class Found:
+class Evidence:
     """What a suite left behind.
 
     Attributes:
@@ -92,7 +92,7 @@ class Found:
         return f"make all SUITE={self.suite}"
 
 
-def load(results: str | Path) -> Found:
+def load(results: str | Path) -> Evidence:
     """Read a suite's folder, whatever there is of it."""
     records = read_records(Path(results))
     runs = tidy(records)
@@ -104,7 +104,7 @@ def load(results: str | Path) -> Found:
     own = runs["run"].map(lambda run: knobs.get(run, {}))
     runs = runs.assign(init=own.map(lambda k: k.get("init", "")), cache=own.map(lambda k: float(k.get("cache", 0))))
     named = runs["init"] + runs["cache"].map(lambda cache: f", cache {cache:g}" if cache else "")
-    return Found(Path(results).resolve().name, runs.assign(variant=named), load_measured(results))
+    return Evidence(Path(results).resolve().name, runs.assign(variant=named), load_measured(results))
 
 
 # what a tensor train is
@@ -165,10 +165,10 @@ def _core(ax: Axes, place: tuple[float, float, float], name: str, shape: str, co
 # sizes
 
 
-def compare_sizes(found: Found) -> pd.DataFrame:
+def compare_sizes(evidence: Evidence) -> pd.DataFrame:
     """Return the published ratios beside arithmetic from published cardinalities."""
     columns = ["data", "tables compressed", "rank", "published", "where", "by arithmetic", "difference"]
-    sizes = found.table("sizes")
+    sizes = evidence.table("sizes")
     if sizes.empty:
         return pd.DataFrame(columns=columns)
     rows = []
@@ -184,11 +184,11 @@ def _ratio(sizes: pd.DataFrame, model: str, tables: int, rank: int) -> float:
     return float(row["ratio"].iloc[0])
 
 
-def size_table(found: Found) -> pd.DataFrame:
+def size_table(evidence: Evidence) -> pd.DataFrame:
     """Return the ratio of every rank (column) and number of compressed tables (row); `ceiling`: no cores at all."""
-    sizes = found.table("sizes")
+    sizes = evidence.table("sizes")
     if sizes.empty:
-        return pd.DataFrame({"missing": [f"no sizes: {found.measure}"]})
+        return pd.DataFrame({"missing": [f"no sizes: {evidence.measure}"]})
     named = sizes.assign(
         data=sizes["model"].map(MODELS),
         rank=sizes["rank"].map(lambda rank: f"rank {rank}", na_action="ignore").astype("object").fillna("ceiling"),
@@ -199,11 +199,11 @@ def size_table(found: Found) -> pd.DataFrame:
 
 
 @house_style
-def sizes(found: Found) -> Figure:
+def sizes(evidence: Evidence) -> Figure:
     """Ratio against rank for 3, 5 and 7 compressed tables, a panel a model; rings are the published figures."""
-    table = found.table("sizes")
+    table = evidence.table("sizes")
     if table.empty:
-        return sentence(f"No sizes: {found.measure} works them out.")
+        return sentence(f"No sizes: {evidence.measure} works them out.")
     models = list(table["model"].unique())
     figure, axes = panels(len(models), 5.2, 3.6)
     for ax, model in zip(axes, models, strict=True):
@@ -236,12 +236,12 @@ def _ranks_axis(ax: Axes, ranks: Sequence[int]) -> None:
 
 
 @house_style
-def densities(found: Found, ranks: Sequence[int] = (1, 8, 64)) -> Figure:
+def densities(evidence: Evidence, ranks: Sequence[int] = (1, 8, 64)) -> Figure:
     """Density of fresh entries over |entry / target| on a log axis, a panel a rank, beside the target's own."""
-    table, moments = found.table("density"), found.table("moments")
+    table, moments = evidence.table("density"), evidence.table("moments")
     shown = [rank for rank in ranks if len(table) and len(moments) and (table["rank"] == rank).any()]
     if not shown:
-        return sentence(f"No initial values: {found.measure} draws them.")
+        return sentence(f"No initial values: {evidence.measure} draws them.")
     figure, axes = panels(len(shown), 4.2, 3.6, columns=3)
     for ax, rank in zip(axes, shown, strict=True):
         for init, rows in table[table["rank"] == rank].groupby("init"):
@@ -264,11 +264,11 @@ def _said(values: pd.Series) -> str:
 
 
 @house_style
-def shapes(found: Found) -> Figure:
+def shapes(evidence: Evidence) -> Figure:
     """Width and shape of fresh entries against rank."""
-    table = found.table("moments")
+    table = evidence.table("moments")
     if table.empty:
-        return sentence(f"No initial values: {found.measure} draws them.")
+        return sentence(f"No initial values: {evidence.measure} draws them.")
     figure, axes = panels(2, 5.2, 3.5)
     for ax, (column, words) in zip(
         axes,
@@ -306,11 +306,11 @@ def _shape_finding(table: pd.DataFrame) -> str:
     )
 
 
-def moments(found: Found) -> pd.DataFrame:
+def moments(evidence: Evidence) -> pd.DataFrame:
     """Return width and shape of every initialisation and rank for people."""
-    table = found.table("moments")
+    table = evidence.table("moments")
     if table.empty:
-        return pd.DataFrame({"missing": [f"no initial values: {found.measure}"]})
+        return pd.DataFrame({"missing": [f"no initial values: {evidence.measure}"]})
     named = {
         "std_ratio": "width / target",
         "excess_kurtosis": "excess kurtosis",
@@ -342,21 +342,21 @@ def gap(of: pd.Series, to: pd.Series) -> Gap:
     return Gap(each.mean(), float(half_width(each.std(), len(each))), len(each), p)
 
 
-def _cells(found: Found, metric: str = "auc") -> dict[tuple, pd.Series]:
+def _cells(evidence: Evidence, metric: str = "auc") -> dict[tuple, pd.Series]:
     """Return, by dataset, ratio and variant of `tt_rec` (or `full`), the metric by seed."""
     return {
         (dataset, ratio if method == "tt_rec" else 1.0, variant if method == "tt_rec" else "full"): values
-        for (dataset, method, variant, ratio), values in by_seed(found.runs, metric).items()
+        for (dataset, method, variant, ratio), values in by_seed(evidence.runs, metric).items()
         if method in ("tt_rec", "full")
     }
 
 
-def init_differences(found: Found) -> pd.DataFrame:
+def init_differences(evidence: Evidence) -> pd.DataFrame:
     """Return the difference in test AUC between each Gaussian without its middle and each plain initialisation.
 
     Columns: dataset, ratio, init, against, difference, half, seeds, p (corrected for the number of tests).
     """
-    cells = _cells(found)
+    cells = _cells(evidence)
     rows = [
         {"dataset": dataset, "ratio": ratio, "init": init, "against": plain}
         | {"difference": g.mean, "half": g.half, "seeds": g.seeds, "p": g.p}
@@ -371,11 +371,11 @@ def init_differences(found: Found) -> pd.DataFrame:
     return table.assign(p=corrected(table["p"].astype("float64")))
 
 
-def init_table(found: Found) -> Styler | pd.DataFrame:
+def init_table(evidence: Evidence) -> Styler | pd.DataFrame:
     """Return `init_differences` for people."""
-    table = init_differences(found)
+    table = init_differences(evidence)
     if table.empty:
-        return pd.DataFrame({"missing": [f"no two initialisations have finished: {found.run}"]})
+        return pd.DataFrame({"missing": [f"no two initialisations have finished: {evidence.run}"]})
     shown = table[["dataset"]].assign(
         ratio=table["ratio"].map(times),
         pair=table["init"] + " − " + table["against"],
@@ -391,13 +391,13 @@ def _p(p: float) -> str:
 
 
 @house_style
-def init_auc(found: Found) -> Figure:
+def init_auc(evidence: Evidence) -> Figure:
     """Test AUC of each initialisation at each ratio, a panel a dataset; whiskers are 95 % intervals over seeds."""
-    runs = found.runs[found.runs["cache"] == 0]
+    runs = evidence.runs[evidence.runs["cache"] == 0]
     cells = summary(runs).dropna(subset="auc")
     trains = cells[cells["method"] == "tt_rec"]
     if trains.empty:
-        return sentence(f"No run of tt_rec has finished: {found.run}.")
+        return sentence(f"No run of tt_rec has finished: {evidence.run}.")
     datasets = list(trains["dataset"].unique())
     figure, axes = panels(len(datasets), 5.2, 3.7)
     for ax, dataset in zip(axes, datasets, strict=True):
@@ -432,13 +432,13 @@ def _best_init(rows: pd.DataFrame) -> str:
     return f"at {times(best['ratio_requested'])} {best['variant']} is highest{gain}"
 
 
-def losses(found: Found) -> pd.DataFrame:
+def losses(evidence: Evidence) -> pd.DataFrame:
     """Return one row a dataset and ratio: what the initialisation that validates best loses against the full table.
 
     Columns: dataset, ratio, init, auc and accuracy (`Gap`s to the full table).
     """
-    validation, columns = _cells(found, "validation_auc"), ["dataset", "ratio", "init", "auc", "accuracy"]
-    auc, accuracy = _cells(found), _cells(found, "accuracy")
+    validation, columns = _cells(evidence, "validation_auc"), ["dataset", "ratio", "init", "auc", "accuracy"]
+    auc, accuracy = _cells(evidence), _cells(evidence, "accuracy")
     rows = []
     for dataset, ratio in dict.fromkeys(cell[:2] for cell in validation if cell[2] != "full"):
         best = max(
@@ -454,11 +454,11 @@ def _mean(cells: dict[tuple, pd.Series], *cell: object) -> float:
     return cells[cell].mean()
 
 
-def loss_table(found: Found) -> pd.DataFrame:
+def loss_table(evidence: Evidence) -> pd.DataFrame:
     """Return `losses` for people."""
-    table = losses(found)
+    table = losses(evidence)
     if table.empty:
-        return pd.DataFrame({"missing": [f"no tt_rec beside a full table of the same seeds: {found.run}"]})
+        return pd.DataFrame({"missing": [f"no tt_rec beside a full table of the same seeds: {evidence.run}"]})
     return pd.DataFrame(
         {
             "dataset": table["dataset"],
@@ -475,11 +475,11 @@ def loss_table(found: Found) -> pd.DataFrame:
 
 
 @house_style
-def hit_rates(found: Found) -> Figure:
+def hit_rates(evidence: Evidence) -> Figure:
     """Share of lookups answered against the size of the cache, a colour a dataset."""
-    table = found.table("hit_rates")
+    table = evidence.table("hit_rates")
     if table.empty:
-        return sentence(f"No hit rates: {found.measure} counts them.")
+        return sentence(f"No hit rates: {evidence.measure} counts them.")
     figure, ax = plt.subplots(figsize=(8.6, 4.2), layout="constrained")
     for hue, (dataset, rows) in zip(DATASET_COLOURS, table.groupby("dataset"), strict=False):
         ax.plot(rows["share"], rows["best"], color=hue, linewidth=1.8, label=dataset)
@@ -508,21 +508,21 @@ def _at_share(table: pd.DataFrame, share: float) -> pd.DataFrame:
     return table.loc[distance.groupby(table["dataset"]).idxmin()]
 
 
-def hit_rate_table(found: Found, shares: Sequence[float] = (0.001, 0.01, 0.1)) -> pd.DataFrame:
+def hit_rate_table(evidence: Evidence, shares: Sequence[float] = (0.001, 0.01, 0.1)) -> pd.DataFrame:
     """Return hit rates at some sizes for people: best, reached while training, and on test rows."""
-    table = found.table("hit_rates")
+    table = evidence.table("hit_rates")
     if table.empty:
-        return pd.DataFrame({"missing": [f"no hit rates: {found.measure}"]})
+        return pd.DataFrame({"missing": [f"no hit rates: {evidence.measure}"]})
     rows = pd.concat([_at_share(table, share) for share in shares]).sort_values(["dataset", "share"])
     rates = {name: rows[name].map("{:.1%}".format) for name in ("best", "reached", "test")}
     shown = rows[["dataset", "tables", "rows", "cache"]].assign(share=rows["share"].map("{:.2%}".format), **rates)
     return shown.rename(columns={"tables": "tables compressed", "cache": "cached rows"}).reset_index(drop=True)
 
 
-def cache_auc(found: Found) -> pd.DataFrame:
+def cache_auc(evidence: Evidence) -> pd.DataFrame:
     """Return what a cache of a share of the budget changes in AUC, against no cache in the same budget."""
-    cells = _cells(found)
-    shares = found.runs.set_index("variant")["cache"].to_dict()
+    cells = _cells(evidence)
+    shares = evidence.runs.set_index("variant")["cache"].to_dict()
     rows = []
     for (dataset, ratio, variant), values in cells.items():
         plain = (dataset, ratio, variant.partition(",")[0])
@@ -533,21 +533,21 @@ def cache_auc(found: Found) -> pd.DataFrame:
             )
     columns = ["dataset", "ratio", "share of the budget", "AUC", "AUC − without a cache", "seeds"]
     if not rows:
-        return pd.DataFrame({"missing": [f"no run with a cache beside one without: {found.run}"]})
+        return pd.DataFrame({"missing": [f"no run with a cache beside one without: {evidence.run}"]})
     return pd.DataFrame(rows, columns=columns).round({"AUC": 4})
 
 
 # training steps
 
 
-def overheads(found: Found) -> pd.DataFrame:
+def overheads(evidence: Evidence) -> pd.DataFrame:
     """Return one row a tensor train and batch: what its training step takes above that of a full table.
 
     Columns: batch, rank, cache, route, ratio, hit_rate, ms, over_full and over_bags (shares of their step: medians
     over rounds, in which all were timed in turn), disturbed (share of rounds).
     """
     columns = ["batch", "rank", "cache", "route", "ratio", "hit_rate", "ms", "over_full", "over_bags", "disturbed"]
-    steps = found.table("steps")
+    steps = evidence.table("steps")
     if steps.empty:
         return pd.DataFrame(columns=columns)
     base = steps.pivot_table(index=["batch", "round"], columns="embedding", values="ms", aggfunc="first")
@@ -563,11 +563,11 @@ def overheads(found: Found) -> pd.DataFrame:
     return table.join(groups["disturbed"].mean()).reset_index()[columns]
 
 
-def overhead_table(found: Found) -> pd.DataFrame:
+def overhead_table(evidence: Evidence) -> pd.DataFrame:
     """Return `overheads` for people."""
-    table = overheads(found)
+    table = overheads(evidence)
     if table.empty:
-        return pd.DataFrame({"missing": [f"no training step was timed: {found.measure}"]})
+        return pd.DataFrame({"missing": [f"no training step was timed: {evidence.measure}"]})
     rate = table["hit_rate"].map("{:.0%}".format, na_action="ignore").astype("object").fillna("–")
     return pd.DataFrame(
         {
@@ -590,11 +590,11 @@ def _percent(share: float) -> str:
 
 
 @house_style
-def steps(found: Found) -> Figure:
+def steps(evidence: Evidence) -> Figure:
     """Time of a training step against rank, a panel a batch size; lines across are the full tables and the floor."""
-    table, samples = overheads(found), found.table("steps")
+    table, samples = overheads(evidence), evidence.table("steps")
     if table.empty:
-        return sentence(f"No training step was timed: {found.measure} times them.")
+        return sentence(f"No training step was timed: {evidence.measure} times them.")
     batches = sorted(table["batch"].unique())
     figure, axes = panels(len(batches), 5.4, 3.9)
     for ax, batch in zip(axes, batches, strict=True):
@@ -633,11 +633,11 @@ def _range(shares: pd.Series) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def refills(found: Found) -> pd.DataFrame:
+def refills(evidence: Evidence) -> pd.DataFrame:
     """Return how long it takes to fill the cache anew, which a training does about twenty times."""
-    table = found.table("refills")
+    table = evidence.table("refills")
     if table.empty:
-        return pd.DataFrame({"missing": [f"no refill was timed: {found.measure}"]})
+        return pd.DataFrame({"missing": [f"no refill was timed: {evidence.measure}"]})
     longest = table.groupby(["rank", "cache", "rows"], as_index=False)["ms"].max().round(1)
     return longest.rename(columns={"cache": "cached rows", "rows": "rows counted", "ms": "longest ms"})
 
@@ -645,13 +645,13 @@ def refills(found: Found) -> pd.DataFrame:
 # kernels
 
 
-def speedups(found: Found) -> pd.DataFrame:
+def speedups(evidence: Evidence) -> pd.DataFrame:
     """Return how many times faster our lookups are than each other way, a row a point.
 
     Columns: route, dim, batch, ids, work, rank, distinct, ours_ms, ms, speedup (of medians).
     """
     columns = ["route", "dim", "batch", "ids", "work", "rank", "distinct", "ours_ms", "ms", "speedup"]
-    samples = found.table("kernels")
+    samples = evidence.table("kernels")
     if samples.empty:
         return pd.DataFrame(columns=columns)
     point = ["dim", "batch", "ids", "work", "rank"]
@@ -663,30 +663,30 @@ def speedups(found: Found) -> pd.DataFrame:
     return table.assign(speedup=table["ms"] / table["ours_ms"])[columns].reset_index(drop=True)
 
 
-def against_fastest(found: Found) -> pd.DataFrame:
+def against_fastest(evidence: Evidence) -> pd.DataFrame:
     """Return `speedups` against the fastest other way at each point."""
-    table = speedups(found).dropna(subset="speedup")
+    table = speedups(evidence).dropna(subset="speedup")
     return table.loc[table.groupby(["dim", "batch", "ids", "work", "rank"])["ms"].idxmin()].reset_index(drop=True)
 
 
-def kernel_table(found: Found) -> pd.DataFrame:
+def kernel_table(evidence: Evidence) -> pd.DataFrame:
     """Return the times of every way for people, a column a rank, in ms."""
-    samples = found.table("kernels")
+    samples = evidence.table("kernels")
     if samples.empty:
-        return pd.DataFrame({"missing": [f"no kernel was timed: {found.measure}"]})
+        return pd.DataFrame({"missing": [f"no kernel was timed: {evidence.measure}"]})
     table = samples.pivot_table(index=["dim", "work", "ids", "route"], columns="rank", values="ms", aggfunc="median")
     return table.rename(columns="rank {}".format).round(3)
 
 
 @house_style
-def kernels(found: Found) -> Figure:
+def kernels(evidence: Evidence) -> Figure:
     """Times faster than each other way against rank, a panel a width and kind of work; dashed: no id twice."""
-    table = speedups(found)
+    table = speedups(evidence)
     if table.empty:
-        return sentence(f"No kernel was timed: {found.measure} times them.")
+        return sentence(f"No kernel was timed: {evidence.measure} times them.")
     groups = list(table.groupby(["dim", "work"]))
     figure, axes = panels(len(groups), 5.2, 3.5, sharey=True)
-    fastest = against_fastest(found)
+    fastest = against_fastest(evidence)
     for ax, ((dim, work), rows) in zip(axes, groups, strict=True):
         for (route, ids), line in rows.groupby(["route", "ids"]):
             dash = "-" if ids == "zipf" else (0, (4, 2))
@@ -719,77 +719,77 @@ def _ids(table: pd.DataFrame, ids: str) -> str:
 # what is missing, and what follows
 
 
-def missing(found: Found) -> pd.DataFrame:
+def missing(evidence: Evidence) -> pd.DataFrame:
     """Return what was not measured or has not finished, why, and the command that makes it."""
     rows = [
-        {"what": name, "reason": "not measured", "command": found.measure}
+        {"what": name, "reason": "not measured", "command": evidence.measure}
         for name in ("sizes", "moments", "hit_rates", "steps", "kernels")
-        if found.table(name).empty
+        if evidence.table(name).empty
     ]
-    unfinished = found.runs[~found.runs["status"].isin(["done", "infeasible"])]
+    unfinished = evidence.runs[~evidence.runs["status"].isin(["done", "infeasible"])]
     rows += [
-        {"what": row.run, "reason": row.reason or row.status, "command": f"pocketrec retry {found.suite}"}
+        {"what": row.run, "reason": row.reason or row.status, "command": f"pocketrec retry {evidence.suite}"}
         for row in unfinished.itertuples()
     ]
-    if found.runs.empty:
-        rows.append({"what": "training runs", "reason": "none was found", "command": found.run})
-    skipped = found.table("skipped")
+    if evidence.runs.empty:
+        rows.append({"what": "training runs", "reason": "none was found", "command": evidence.run})
+    skipped = evidence.table("skipped")
     return pd.concat([pd.DataFrame(rows, columns=["what", "reason", "command"]), skipped], ignore_index=True)
 
 
-def choosing(found: Found) -> Styler:
+def choosing(evidence: Evidence) -> Styler:
     """Return what the numbers mean for someone who chooses, computed from what was found."""
     rows = {
-        "How far can it go?": _advice_size(found),
-        "At what loss?": _advice_loss(found),
-        "Which initial values?": _advice_init(found),
-        "A cache of hot rows?": _advice_cache(found),
-        "What does training cost?": _advice_steps(found),
+        "How far can it go?": _advice_size(evidence),
+        "At what loss?": _advice_loss(evidence),
+        "Which initial values?": _advice_init(evidence),
+        "A cache of hot rows?": _advice_cache(evidence),
+        "What does training cost?": _advice_steps(evidence),
     }
     table = pd.DataFrame({"question": list(rows), "answer": list(rows.values())})
     return table.style.hide(axis="index").set_properties(**{"text-align": "left", "vertical-align": "top"})
 
 
-def _advice_size(found: Found) -> str:
-    table = found.table("sizes")
+def _advice_size(evidence: Evidence) -> str:
+    table = evidence.table("sizes")
     if table.empty:
-        return f"not measured: {found.measure}"
+        return f"not measured: {evidence.measure}"
     ends = table[table["rank"].isna()].groupby("model")["ratio"].max()
     words = ", ".join(f"{times(round(end))} on {MODELS[model]}" for model, end in ends.items())
     return f"as far as the tables kept whole allow: {words} with seven compressed; the rank is then cheap below 16"
 
 
-def _advice_loss(found: Found) -> str:
-    table = losses(found)
+def _advice_loss(evidence: Evidence) -> str:
+    table = losses(evidence)
     if table.empty:
-        return f"not known: {found.run}"
+        return f"not known: {evidence.run}"
     return "; ".join(f"{row.dataset} at {times(row.ratio)}: {row.auc} AUC" for row in table.itertuples())
 
 
-def _advice_init(found: Found) -> str:
-    runs = found.runs[(found.runs["method"] == "tt_rec") & (found.runs["cache"] == 0)]
+def _advice_init(evidence: Evidence) -> str:
+    runs = evidence.runs[(evidence.runs["method"] == "tt_rec") & (evidence.runs["cache"] == 0)]
     cells = summary(runs).dropna(subset="validation_auc")
     if cells.empty:
-        return f"not known: {found.run}"
+        return f"not known: {evidence.run}"
     best = cells.loc[cells.groupby(["dataset", "ratio_requested"])["validation_auc"].idxmax()]
     counts = best["variant"].value_counts()
     return "best on validation: " + ", ".join(f"{init} in {n} of {len(best)} cells" for init, n in counts.items())
 
 
-def _advice_cache(found: Found) -> str:
-    table = found.table("hit_rates")
+def _advice_cache(evidence: Evidence) -> str:
+    table = evidence.table("hit_rates")
     return (
-        f"not measured: {found.measure}"
+        f"not measured: {evidence.measure}"
         if table.empty
         else f"{_cache_finding(table)}, and costs its bytes in the budget"
     )
 
 
-def _advice_steps(found: Found) -> str:
-    table = overheads(found)
+def _advice_steps(evidence: Evidence) -> str:
+    table = overheads(evidence)
     ours = table[(table["route"] == OURS) & (table["cache"] == 0)]
     if ours.empty:
-        return f"not measured: {found.measure}"
+        return f"not measured: {evidence.measure}"
     return "; ".join(
         f"batch {batch:,}, ranks {rows['rank'].min()} to {rows['rank'].max()}: a full table's step "
         f"changes by {_range(rows['over_full'])}"
@@ -797,57 +797,59 @@ def _advice_steps(found: Found) -> str:
     )
 
 
-def verdicts(found: Found) -> list[Verdict]:
+def verdicts(evidence: Evidence) -> list[Verdict]:
     """Return every claim with what was found here; the rule of each is in the module's constants."""
     return [
-        _size_verdict(found, "criteo-kaggle", f"4× to 221× ({FINAL}); 117× ({FIRST})"),
-        _size_verdict(found, "criteo-tb-10m", f"112× ({FINAL})"),
-        _no_loss(found),
-        _small_loss(found),
-        *_criteo(found),
-        _init_verdict(found, "sampled_gaussian", "as published"),
-        _init_verdict(found, "scaled_gaussian", "divided by rank and variance"),
-        _overhead_verdict(found),
-        _kernel_verdict(found),
-        *_cuda(found),
+        _size_verdict(evidence, "criteo-kaggle", f"4× to 221× ({FINAL}); 117× ({FIRST})"),
+        _size_verdict(evidence, "criteo-tb-10m", f"112× ({FINAL})"),
+        _no_loss(evidence),
+        _small_loss(evidence),
+        *_criteo(evidence),
+        _init_verdict(evidence, "sampled_gaussian", "as published"),
+        _init_verdict(evidence, "scaled_gaussian", "divided by rank and variance"),
+        _overhead_verdict(evidence),
+        _kernel_verdict(evidence),
+        *_cuda(evidence),
     ]
 
 
-def verdict_table(found: Found) -> Styler:
+def verdict_table(evidence: Evidence) -> Styler:
     """Return the table of verdicts."""
-    return claims.table(verdicts(found))
+    return claims.table(verdicts(evidence))
 
 
-def tally(found: Found) -> str:
+def tally(evidence: Evidence) -> str:
     """Say in one line how the claims fared."""
-    return claims.tally(verdicts(found))
+    return claims.tally(verdicts(evidence))
 
 
-def _size_verdict(found: Found, model: str, published: str) -> Verdict:
-    claim, table = f"The tables of {MODELS[model]} get this much smaller", found.table("sizes")
+def _size_verdict(evidence: Evidence, model: str, published: str) -> Verdict:
+    claim, table = f"The tables of {MODELS[model]} get this much smaller", evidence.table("sizes")
     if table.empty:
-        return Verdict(claim, published, "not worked out", UNTESTED, "arithmetic alone", found.measure)
+        return Verdict(claim, published, "not worked out", UNTESTED, "arithmetic alone", evidence.measure)
     own = [(_ratio(table, of, k, rank), claimed, k, rank) for of, claimed, _, k, rank in PUBLISHED if of == model]
     words = ", ".join(f"{ratio:.1f}× with {k} tables at rank {rank}" for ratio, _, k, rank in own)
     holds = all(abs(ratio / claimed - 1) <= SIZE_TOLERANCE for ratio, claimed, _, _ in own)
     return Verdict(claim, published, f"by arithmetic from published cardinalities: {words}", HOLDS if holds else FAILS)
 
 
-def _no_loss(found: Found) -> Verdict:
+def _no_loss(evidence: Evidence) -> Verdict:
     claim, published = "Nothing is lost at 117× or 112×", f"no loss on Kaggle ({FIRST}) and on TB ({FINAL})"
-    table = losses(found)
+    table = losses(evidence)
     table = table[table["ratio"] >= 100]
     if table.empty:
-        return Verdict(claim, published, "no run at 100× beside a full table", UNTESTED, "the suite's runs", found.run)
-    return Verdict(claim, published, _loss_words(table), *_judged(table["auc"], NO_LOSS, found))
+        return Verdict(
+            claim, published, "no run at 100× beside a full table", UNTESTED, "the suite's runs", evidence.run
+        )
+    return Verdict(claim, published, _loss_words(table), *_judged(table["auc"], NO_LOSS, evidence))
 
 
-def _small_loss(found: Found) -> Verdict:
+def _small_loss(evidence: Evidence) -> Verdict:
     claim = "Accuracy falls by 0.3 % at most"
-    published, table = f"−0.03 % to −0.3 % of accuracy from 4× to 221× on Kaggle ({FINAL})", losses(found)
+    published, table = f"−0.03 % to −0.3 % of accuracy from 4× to 221× on Kaggle ({FINAL})", losses(evidence)
     if table.empty:
-        return Verdict(claim, published, "no run beside a full table", UNTESTED, "the suite's runs", found.run)
-    return Verdict(claim, published, _loss_words(table), *_judged(table["accuracy"], MOST_LOSS, found))
+        return Verdict(claim, published, "no run beside a full table", UNTESTED, "the suite's runs", evidence.run)
+    return Verdict(claim, published, _loss_words(table), *_judged(table["accuracy"], MOST_LOSS, evidence))
 
 
 def _loss_words(table: pd.DataFrame) -> str:
@@ -857,7 +859,7 @@ def _loss_words(table: pd.DataFrame) -> str:
     )
 
 
-def _judged(gaps: Sequence[Gap], most: float, found: Found) -> tuple[str, str, str]:
+def _judged(gaps: Sequence[Gap], most: float, evidence: Evidence) -> tuple[str, str, str]:
     """Judge losses against the most that is allowed: by whole intervals; return verdict, needs and command."""
     low = [gap.mean - gap.half for gap in gaps]
     high = [gap.mean + gap.half for gap in gaps]
@@ -868,12 +870,12 @@ def _judged(gaps: Sequence[Gap], most: float, found: Found) -> tuple[str, str, s
     return (
         UNTESTED,
         "more seeds: the intervals reach past the bound",
-        f"more seeds in {found.suite}.yaml, then {found.run}",
+        f"more seeds in {evidence.suite}.yaml, then {evidence.run}",
     )
 
 
-def _criteo(found: Found) -> Iterator[Verdict]:
-    if not found.runs["dataset"].str.startswith("criteo").any():
+def _criteo(evidence: Evidence) -> Iterator[Verdict]:
+    if not evidence.runs["dataset"].str.startswith("criteo").any():
         yield Verdict(
             "The same holds on Criteo's own rows",
             f"Criteo-Kaggle and Criteo-TB ({FINAL})",
@@ -884,13 +886,13 @@ def _criteo(found: Found) -> Iterator[Verdict]:
         )
 
 
-def _init_verdict(found: Found, init: str, words: str) -> Verdict:
+def _init_verdict(evidence: Evidence, init: str, words: str) -> Verdict:
     claim = f"A sampled Gaussian, {words}, trains to a better AUC than a Gaussian or uniform start"
     published = f"the initial distribution matters; no figure is quoted here ({FINAL})"
-    table = init_differences(found)
+    table = init_differences(evidence)
     table = table[(table["init"] == init) & (table["seeds"] >= 5)]
     if table.empty or table["p"].isna().any():
-        return Verdict(claim, published, "fewer than five seeds of a pair", UNTESTED, "the suite's runs", found.run)
+        return Verdict(claim, published, "fewer than five seeds of a pair", UNTESTED, "the suite's runs", evidence.run)
     here = "; ".join(
         f"{row.dataset} at {times(row.ratio)}: {Gap(row.difference, row.half, row.seeds, row.p)} over {row.against} "
         f"(p {_p(row.p)})"
@@ -900,13 +902,13 @@ def _init_verdict(found: Found, init: str, words: str) -> Verdict:
     return Verdict(claim, published, here, HOLDS if better.all() else FAILS)
 
 
-def _overhead_verdict(found: Found) -> Verdict:
+def _overhead_verdict(evidence: Evidence) -> Verdict:
     claim = "A training step takes no longer than with full tables"
-    published, table = f"no training-time overhead (TB: {FINAL}; Kaggle: {FIRST})", overheads(found)
+    published, table = f"no training-time overhead (TB: {FINAL}; Kaggle: {FIRST})", overheads(evidence)
     ours = table[(table["route"] == OURS) & (table["cache"] == 0) & table["rank"].isin(PUBLISHED_RANKS)]
     ours = ours.dropna(subset=["over_full", "over_bags"])
     if ours.empty:
-        return Verdict(claim, published, "no step was timed", UNTESTED, "a quiet machine", found.measure)
+        return Verdict(claim, published, "no step was timed", UNTESTED, "a quiet machine", evidence.measure)
     here = "; ".join(
         f"batch {batch:,}: {_range(rows['over_full'])} against this project's full table, {_range(rows['over_bags'])} "
         "against 26 EmbeddingBags"
@@ -916,31 +918,31 @@ def _overhead_verdict(found: Found) -> Verdict:
     disturbed = ours["disturbed"].mean()
     here += f" ({cores}; {disturbed:.0%} of rounds disturbed by others)"
     if disturbed > QUIET:
-        return Verdict(claim, published, here, UNTESTED, "a quiet machine", found.measure)
+        return Verdict(claim, published, here, UNTESTED, "a quiet machine", evidence.measure)
     return Verdict(claim, published, here, HOLDS if ours["over_full"].max() <= NO_OVERHEAD else FAILS)
 
 
-def _kernel_verdict(found: Found) -> Verdict:
+def _kernel_verdict(evidence: Evidence) -> Verdict:
     claim = "A kernel for tensor trains is three times faster than what there was before"
-    published, table = f"3× the best implementation before ({FINAL})", against_fastest(found)
+    published, table = f"3× the best implementation before ({FINAL})", against_fastest(evidence)
     if table.empty:
-        return Verdict(claim, published, "no kernel was timed", UNTESTED, "a quiet machine", found.measure)
+        return Verdict(claim, published, "no kernel was timed", UNTESTED, "a quiet machine", evidence.measure)
     worst, best = table.loc[table["speedup"].idxmin()], table.loc[table["speedup"].idxmax()]
-    routes = ", ".join(sorted(speedups(found)["route"].unique()))
+    routes = ", ".join(sorted(speedups(evidence)["route"].unique()))
     here = (
         f"this project's kernel on this processor, beside {routes}: {worst['speedup']:.2g}× the fastest of them "
         f"({worst['work']}, dim {worst['dim']}, rank {worst['rank']}, {worst['ids']} ids) to {best['speedup']:.2g}× "
         f"({best['work']}, dim {best['dim']}, rank {best['rank']}, {best['ids']} ids)"
     )
-    disturbed = (found.table("kernels")["foreign"] > FOREIGN).mean()
+    disturbed = (evidence.table("kernels")["foreign"] > FOREIGN).mean()
     here += f"; {disturbed:.0%} of samples disturbed by others"
     if disturbed > QUIET:
-        return Verdict(claim, published, here, UNTESTED, "a quiet machine", found.measure)
+        return Verdict(claim, published, here, UNTESTED, "a quiet machine", evidence.measure)
     return Verdict(claim, published, here, HOLDS if worst["speedup"] >= PUBLISHED_SPEED else FAILS)
 
 
-def _cuda(found: Found) -> Iterator[Verdict]:
-    kernels = found.table("kernels")
+def _cuda(evidence: Evidence) -> Iterator[Verdict]:
+    kernels = evidence.table("kernels")
     if kernels.empty or "FBTT-Embedding" not in set(kernels["route"]):
         yield Verdict(
             "TT-Rec's own CUDA kernel is three times faster than those before it",
@@ -948,5 +950,5 @@ def _cuda(found: Found) -> Iterator[Verdict]:
             "not run: its kernel needs a GPU",
             UNTESTED,
             "an NVIDIA GPU, FBTT-Embedding built and tt-pytorch beside it",
-            f"POCKETREC_RIVALS=FOLDER {found.measure}",
+            f"POCKETREC_RIVALS=FOLDER {evidence.measure}",
         )
