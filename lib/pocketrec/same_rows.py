@@ -31,6 +31,7 @@ from pocketrec.report.results import read_records, tidy
 TWO_SIDED = stats.norm.ppf(0.975)
 KEPT = 16  # runs whose shares stay in memory: those of a cell, and the references that the next ones have too
 TESTED = ["difference", "low", "high", "p", "positives", "negatives"]
+TEXTS = ["dataset", "method", "variant", "reference", "reason", "command"]
 COLUMNS = [*CELL, "seed", "reference", "reference_ratio", *TESTED, "reason", "command"]
 RUN_AGAIN = "rm -r results/{suite}/runs/{method}/{dataset} && pocketrec run {suite}"
 
@@ -100,7 +101,8 @@ def same_rows(suite_dir: Path | str, pairs: Iterable[tuple[str, str]] | None = N
     rows = []
     for members in tqdm(groups.values(), "same test rows", unit="cell"):
         rows += _cell(members, runs, scored, records)
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"seed": "Int64"} | dict.fromkeys(TESTED, "float64"))
+    types = {"seed": "Int64"} | dict.fromkeys(TESTED, "float64") | dict.fromkeys(TEXTS, "str")
+    return pd.DataFrame(rows, columns=COLUMNS).astype(types)
 
 
 def against_full(runs: pd.DataFrame) -> list[tuple[str, str]]:

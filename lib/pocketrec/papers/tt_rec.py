@@ -7,6 +7,7 @@ hit_rates   the share of lookups that a cache of hot rows answers, a row a datas
 steps       a whole DLRM's training step, a row a sample
 refills     how long it takes to fill the cache anew
 kernels     lookups and training steps of one large table, a row a sample as in `speed.bench`
+same_rows   the differences of AUC to the full table on the same test rows, see `pocketrec.same_rows`
 skipped     what could not be measured, why, and the command that measures it
 
 Yin, Acun, Liu & Wu, "TT-Rec: Tensor Train Compression for Deep Learning Recommendation Models", MLSys 2021.
@@ -42,6 +43,8 @@ from pocketrec.measure import synchronize, zipf_ids
 from pocketrec.models import DLRM
 from pocketrec.optim import SGD
 from pocketrec.report.results import read_records
+from pocketrec.same_rows import same_rows
+from pocketrec.same_rows import skipped as untested
 from pocketrec.speed import bench, dlrm, machine
 from pocketrec.speed.contestants import OURS, PLAIN, RANKS, Tables, Unavailable
 from pocketrec.suite.sizes import tables as published_tables
@@ -123,6 +126,10 @@ def measure(suite_dir: Path, small: bool = False) -> dict[str, pd.DataFrame]:
     hit_rates, without_data = _hit_rates(extent.datasets)
     steps, refills, without_memory = training_steps(extent, device)
     kernels, without_peer = _kernels(extent)
+    tested = same_rows(suite_dir)
+    skipped = pd.DataFrame(
+        [*without_data, *without_memory, *without_peer], columns=["what", "reason", "command"], dtype="str"
+    )
     return {
         "sizes": sizes(),
         "moments": moments,
@@ -131,9 +138,8 @@ def measure(suite_dir: Path, small: bool = False) -> dict[str, pd.DataFrame]:
         "steps": steps,
         "refills": refills,
         "kernels": kernels,
-        "skipped": pd.DataFrame(
-            [*without_data, *without_memory, *without_peer], columns=["what", "reason", "command"], dtype="str"
-        ),
+        "same_rows": tested,
+        "skipped": pd.concat([skipped, untested(tested)], ignore_index=True),
     }
 
 

@@ -39,7 +39,7 @@ from pocketrec.report.plots import (
     sentence,
 )
 from pocketrec.report.results import curves, load_measured, read_records, tidy
-from pocketrec.report.statistics import differences, half_width
+from pocketrec.report.statistics import differences, half_width, on_same_rows
 
 METHOD, RATIO = "pss", 10_000
 ITERATIONS, LATENCY, AUC = 4.5, 4.3, 0.8025  # as published
@@ -830,12 +830,8 @@ def same_rows(evidence: Evidence) -> pd.DataFrame:
 
     Of the mean over seeds, or of the only seed: the interval is about other test rows, not about another training.
     """
-    tested = evidence.measured.get("same_rows", pd.DataFrame(columns=["difference"])).dropna(subset="difference")
-    if tested.empty:
-        return pd.DataFrame({"": [f"not tested on the same rows: {MEASURE}"]})
-    cell = ["dataset", "method", "variant", "ratio_requested"]
-    tested = tested.sort_values("seed", na_position="first").drop_duplicates(cell).sort_values(cell)
-    return tested[[*cell, "difference", "low", "high", "p", "positives", "negatives"]].reset_index(drop=True)
+    tested = on_same_rows(evidence.measured)
+    return tested if len(tested) else pd.DataFrame({"": [f"not tested on the same rows: {MEASURE}"]})
 
 
 def _on_rows(evidence: Evidence, row: dict[str, Any]) -> str:

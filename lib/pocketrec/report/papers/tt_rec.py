@@ -20,11 +20,11 @@ from scipy import stats
 
 from pocketrec.report import claims
 from pocketrec.report.claims import FAILS, HOLDS, UNTESTED, Verdict
-from pocketrec.report.columns import times
+from pocketrec.report.columns import signed, times
 from pocketrec.report.plots import ALARM, CEILING, FULL, INK, MUTED, colour, house_style, panels, put_title, sentence
 from pocketrec.report.results import load_measured, read_records, tidy
 from pocketrec.report.speed import FOREIGN
-from pocketrec.report.statistics import LEVEL, by_seed, corrected, half_width, same_mean, summary
+from pocketrec.report.statistics import LEVEL, by_seed, corrected, half_width, on_same_rows, same_mean, summary
 
 INITS = ("sampled_gaussian", "scaled_gaussian", "gaussian", "uniform")
 PLAIN_INITS = ("gaussian", "uniform")
@@ -469,6 +469,17 @@ def loss_table(evidence: Evidence) -> pd.DataFrame:
             "seeds": [gap.seeds for gap in table["auc"]],
         }
     )
+
+
+def same_rows(evidence: Evidence) -> Styler | pd.DataFrame:
+    """Return the differences of test AUC to the full table on the very same test rows, for people."""
+    table = on_same_rows(evidence.measured)
+    if table.empty:
+        return pd.DataFrame({"missing": [f"not tested on the same rows: {evidence.measure}"]})
+    shown = table[["dataset", "variant"]].assign(ratio=table["ratio_requested"].map(times))
+    for name in ("difference", "low", "high"):
+        shown[name] = table[name].map(signed)
+    return shown.assign(p=table["p"].map(_p)).style.hide(axis="index")
 
 
 # the cache
