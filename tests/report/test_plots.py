@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 import records
 from matplotlib.colors import to_hex
@@ -90,3 +91,17 @@ def test_only_failures_give_a_sentence(tmp_path):
     assert "✕ oom" in _texts(plots.status_map(results))
     assert "No learning curve" in _texts(plots.learning_curves(report.load_curves(folder)))
     assert "No latency" in _texts(plots.latency(report.load_speed(folder)))
+
+
+def test_searches_ring_what_ends_the_list():
+    cell = {"dataset": "planted", "variant": "", "parameter": "table_lr", "validation_auc": 0.7}
+    tried = pd.DataFrame(
+        cell | {"method": method, "ratio_requested": 10.0, "value": value, "chosen": value == best, "end": end}
+        for method, best, end in (("robe", 0.1, ""), ("full", 0.01, "lowest"))
+        for value in (0.01, 0.1, 1.0)
+        if value == best or not end
+    )
+    (ax,) = plots.searches(tried).axes
+    assert "1 of 2" in ax.get_title()
+    assert [line.get_mec() for line in ax.lines].count(plots.ALARM) == 1
+    assert "fixed" in " ".join(_texts(plots.searches(tried.iloc[:0])))

@@ -164,3 +164,23 @@ def test_each_metric_formats_itself():
     assert METRICS["inference_bytes"].text(3_773_786) == "3.774"
     assert METRICS["auc"].text(float("nan")) == "–"
     assert METRICS["inference_bytes"].axis == "Size at inference (MB)"
+
+
+def searched(method, ratio, chosen, seed=0):
+    scores = {"0.01": 0.71, "0.1": 0.72, "1.0": 0.70}
+    record = records.quality(method, "planted", ratio, seed)
+    return record | {"search": {"parameter": "table_lr", "validation_auc": scores, "chosen": chosen, "seconds": 9.0}}
+
+
+def test_a_best_value_at_an_end_of_its_list_is_told(tmp_path):
+    found = [searched("robe", 10, 0.1, seed) for seed in (0, 1)]
+    found += [searched("robe", 100, 0.01), searched("full", 1, 1.0), records.quality("hashing", "planted", 10, 0)]
+    tried = report.load_searches(records.write(tmp_path / "suite", found, notebooks=False))
+    assert len(tried) == 9 and set(tried["parameter"]) == {"table_lr"}
+    best = tried[tried["chosen"]].set_index(["method", "ratio_requested"])
+    assert best["end"].to_dict() == {("robe", 10): "", ("robe", 100): "lowest", ("full", 1): "highest"}
+    assert (tried.loc[~tried["chosen"], "end"] == "").all()
+
+
+def test_a_suite_without_a_search_has_none(suite):
+    assert report.load_searches(suite).empty

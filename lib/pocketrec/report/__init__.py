@@ -28,6 +28,7 @@ _HOME = {
     "load_curves": "results",
     "load_measured": "results",
     "load_results": "results",
+    "load_searches": "results",
     "load_speed": "results",
     "numbers": "tables",
     "publish": "publishing",

@@ -477,6 +477,37 @@ def _seeds(row: dict) -> str:
 
 
 @house_style
+def searches(tried: pd.DataFrame) -> Figure:
+    """The value that each configuration got from its search, a panel a dataset; ringed: at an end of the list."""
+    chosen = tried[tried["chosen"]]
+    if chosen.empty:
+        return sentence("No parameter was searched: every method had the same fixed values.")
+    methods = sorted(chosen["method"].unique(), reverse=True)
+    datasets = list(chosen["dataset"].unique())
+    figure, axes = panels(len(datasets), 5.4, 1.4 + 0.24 * len(methods), sharey=True)
+    for ax, dataset in zip(axes, datasets, strict=True):
+        _search_panel(ax, chosen[chosen["dataset"] == dataset], methods)
+        values = sorted(tried["value"].unique())
+        ax.set(xscale="log", xlim=(values[0] / 1.8, values[-1] * 1.8), xlabel=f"Best {chosen['parameter'].iloc[0]}")
+        ax.set_xticks(values, [f"{value:g}" for value in values])
+        ax.minorticks_off()
+    return figure
+
+
+def _search_panel(ax: Axes, chosen: pd.DataFrame, methods: list[str]) -> None:
+    for method, rows in chosen.groupby("method"):
+        across = [methods.index(method) + 0.11 * (place - (len(rows) - 1) / 2) for place in range(len(rows))]
+        hue, marker = look(method)
+        ax.plot(rows["value"], across, color=hue, marker=marker, markersize=5, linestyle="none")
+        for x, y, end in zip(rows["value"], across, rows["end"], strict=True):
+            if end:
+                ax.plot(x, y, "o", mfc="none", mec=ALARM, mew=1.1, markersize=9)
+    ax.set_yticks(range(len(methods)), methods)
+    ends = (chosen["end"] != "").sum()
+    put_title(ax, f"{chosen['dataset'].iloc[0]}: {ends} of {len(chosen)} best values end the list", 36)
+
+
+@house_style
 def latency(speed: pd.DataFrame, part: str = "model") -> Figure:
     """Latency of each configuration at each batch size: a dot at p50, a whisker to p99.
 

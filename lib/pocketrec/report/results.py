@@ -66,6 +66,31 @@ def load_speed(path: str | Path) -> pd.DataFrame:
     return speed(read_records(Path(path)))
 
 
+def load_searches(path: str | Path) -> pd.DataFrame:
+    """Return one row a value that a search has tried for a configuration.
+
+    Columns: dataset, method, variant, ratio_requested; parameter, value, validation_auc; chosen, and `end`: `lowest` or
+    `highest` where the chosen one is the least or the greatest of several, so that a better one may lie beyond.
+    """
+    rows = [
+        {name: identity[name] for name in CELL}
+        | {"parameter": search["parameter"], "value": float(value), "validation_auc": auc}
+        | {"chosen": float(value) == search["chosen"]}
+        for record, identity in _quality(read_records(Path(path)))
+        for search in [record.get("search", {})]
+        if isinstance(search.get("chosen"), int | float)
+        for value, auc in search["validation_auc"].items()
+    ]
+    columns = [*CELL, "parameter", "value", "validation_auc", "chosen"]
+    tried = pd.DataFrame(rows, columns=columns).drop_duplicates([*CELL, "value"], ignore_index=True)
+    values = tried.groupby(CELL)["value"]
+    ends = {"lowest": values.transform("min"), "highest": values.transform("max")}
+    tried["end"] = ""
+    for name, end in ends.items():
+        tried.loc[tried["chosen"] & (tried["value"] == end) & (ends["lowest"] < ends["highest"]), "end"] = name
+    return tried
+
+
 def load_measured(path: str | Path) -> dict[str, pd.DataFrame]:
     """Return the tables in a suite's folder that `pocketrec measure` has made, by name; none where it has not run."""
     return {file.stem: pd.read_parquet(file) for file in sorted((Path(path) / "measured").glob("*.parquet"))}
