@@ -104,4 +104,4 @@ def test_searches_ring_what_ends_the_list():
     (ax,) = plots.searches(tried).axes
     assert "1 of 2" in ax.get_title(loc="left")
     assert [line.get_mec() for line in ax.lines].count(plots.ALARM) == 1
-    assert "fixed" in " ".join(_texts(plots.searches(tried.iloc[:0])))
+    assert "fixed" in _texts(plots.searches(tried.iloc[:0]))
