@@ -121,7 +121,8 @@ def test_a_checkout_is_imported_and_the_path_left_alone(tmp_path):
 
 def test_the_whole_model_has_a_floor():
     frame = dlrm.bench([40_000] * 7, options())
-    assert set(frame.embedding) == {dlrm.FLOOR, dlrm.BAGS, *dlrm.METHODS}
+    lower = {f"{name}, bf16" for name in dlrm.LOWER}
+    assert set(frame.embedding) == {dlrm.FLOOR, dlrm.BAGS, *dlrm.METHODS, *lower}
     assert set(frame.work) == {"training step", "request"} and (frame.ms > 0).all()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,13 +23,16 @@ from pocketrec.embeddings.base import undrawn
 from pocketrec.embeddings.full import Full
 from pocketrec.models import DLRM
 from pocketrec.optim import in_place, optimizers
+from pocketrec.speed import rivals
 from pocketrec.speed.bench import Options, drawn_ids, rounds
-from pocketrec.speed.contestants import Tables
+from pocketrec.speed.contestants import Tables, Unavailable
 from pocketrec.speed.machine import fill, huge
 
 NUM_DENSE, BATCH, LR = 13, 2048, 0.01
 HELD = 64  # batches in memory: more than a cache takes
-FLOOR, BAGS = "MLPs only", "26 x nn.EmbeddingBag"
+BOTTOM, TOP = (512, 256, 64), (512, 256)  # of Criteo-Kaggle's configuration, as `DLRM` has it
+FLOOR, BAGS, REFERENCE = "MLPs only", "26 x nn.EmbeddingBag", "facebookresearch/dlrm"
+LOWER = (FLOOR, "full", "robe")  # timed in bf16 as well
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "robe": {"name": "robe", "ratio": 1000, "block_size": 16, "hash": "multiply_shift"},
@@ -73,7 +77,8 @@ class _Bags(Rival):
 def bench(cardinalities: Sequence[int], options: Options, dim: int = 16) -> pd.DataFrame:
     """Time training steps at batch 2,048 and answers to requests of one row, one row a sample.
 
-    Columns: embedding, work (`training step` or `request`), batch, ms, foreign, core_to_core_ns.
+    Columns: embedding (with `, bf16` where the MLPs' products are), work (`training step` or `request`), batch, ms,
+    foreign, core_to_core_ns. The reference code of DLRM is among them where its checkout is at hand.
     """
     tables = Tables(cardinalities, dim, options.device)
     models = {name: model(name, tables) for name in tqdm([FLOOR, BAGS, *METHODS], "models", unit="model")}
@@ -82,6 +87,9 @@ def bench(cardinalities: Sequence[int], options: Options, dim: int = 16) -> pd.D
         ids = drawn_ids(cardinalities, batch, "zipf", options.device)
         make = _training if batch == BATCH else _request
         calls = {name: make(m, ids) for name, m in models.items()}
+        if batch == BATCH:
+            calls |= {f"{name}, bf16": _training(models[name], ids, torch.bfloat16) for name in LOWER}
+            calls |= _reference(tables, ids, options.rivals)
         frames += [
             {"embedding": name, "work": work, "batch": batch, "ms": ms}
             | {"foreign": taken.foreign, "core_to_core_ns": taken.core_to_core_ns}
@@ -114,21 +122,46 @@ def model(name: str, tables: Tables, methods: Mapping[str, dict[str, Any]] = MET
     return DLRM(embedding, NUM_DENSE, **mlps).to(tables.device)
 
 
-def _training(model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:
-    """Return a training step: binary cross-entropy, SGD in place for tables and arrays, Adam for the rest."""
+def _training(model: DLRM, batches: Sequence[Tensor], lower: torch.dtype | None = None) -> Callable[[], Any]:
+    """Return a training step: binary cross-entropy, SGD in place for tables and arrays, Adam for the rest.
+
+    In a `lower` dtype are the products of the MLPs and of the interaction.
+    """
     optims = optimizers(model, table_optimizer="sgd", table_lr=LR, dense_lr=1e-3)
     dense = torch.rand(len(batches[0]), NUM_DENSE, device=batches[0].device)
     labels = torch.rand(len(dense), device=dense.device).round()
     turn = cycle(Batch(dense, ids, labels) for ids in batches)
+    precision = torch.autocast(dense.device.type, lower, enabled=lower is not None)
 
     def step() -> None:
-        training.train_step(model, next(turn), optims)
+        training.train_step(model, next(turn), optims, precision)
 
     def in_place_step() -> None:
         with in_place(model.embedding, optims[0]):
             step()
 
     return in_place_step if isinstance(model.embedding, embeddings.Embedding) else step
+
+
+def _reference(tables: Tables, batches: Sequence[Tensor], folder: Path | None) -> dict[str, Callable[[], Any]]:
+    """Return the training step of the reference code, as it is: 26 sparse bags, and SGD for everything."""
+    try:
+        network = rivals.reference_dlrm(tables, folder, (NUM_DENSE, *BOTTOM), TOP)
+    except Unavailable as reason:
+        tqdm.write(f"{REFERENCE}: {reason}")
+        return {}
+    optim = torch.optim.SGD(network.parameters(), lr=LR)
+    dense = torch.rand(len(batches[0]), NUM_DENSE, device=batches[0].device)
+    labels, turn = torch.rand(len(dense), 1).round(), cycle([ids.T.contiguous() for ids in batches])
+    offsets = torch.arange(len(dense)).expand(len(tables.cardinalities), -1)
+
+    def step() -> None:
+        loss = network.loss_fn(network(dense, offsets, next(turn)), labels)
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+
+    return {REFERENCE: step}
 
 
 def _request(model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:

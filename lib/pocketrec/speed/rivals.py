@@ -9,6 +9,7 @@ POCKETREC_RIVALS names:
     robez/                         apd10/robez: their CUDA kernel
     tt-pytorch/                    KhrulkovV/tt-pytorch: the tensor trains of PyTorch before TT-Rec
     FBTT-Embedding/                facebookresearch/FBTT-Embedding: TT-Rec's CUDA kernel
+    dlrm/                          facebookresearch/dlrm: the reference code of the whole model
 
 robez and FBTT-Embedding are extensions that must have been built; they run on a GPU only.
 """
@@ -24,7 +25,9 @@ from math import ceil, prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +39,7 @@ from pocketrec.speed.contestants import LR, RANKS, Contestant, Lookup, Tables, U
 from pocketrec.speed.machine import fill
 
 CCE, AUTHORS, AUTHORS_CUDA, FBTT = "cce", "universal_memory_allocation", "robez", "FBTT-Embedding"
+DLRM = "dlrm"
 T3NSOR, TENSORLY = "tt-pytorch", "tensorly-torch"
 
 
@@ -245,6 +249,46 @@ def _fbtt(tables: Tables, folder: Path | None, rank: int) -> Lookup:
         forward(ids).backward(gradient)
 
     return Lookup(forward, step, expected, list(module.parameters()))
+
+
+def reference_dlrm(tables: Tables, folder: Path | None, bottom: Sequence[int], top: Sequence[int]) -> torch.nn.Module:
+    """Build the reference code's DLRM over the memory of the others: (dense, offsets, ids [features, batch]) -> p."""
+    with _placeholders("mlperf_logging", "onnx", "sklearn", "sklearn.metrics", "torch.utils.tensorboard"):
+        code = _checkout(folder, DLRM, "dlrm_s_pytorch")
+    features = len(tables.cardinalities)
+    width = tables.dim + features * (features + 1) // 2
+    network = code.DLRM_Net(
+        m_spa=tables.dim,
+        ln_emb=np.ones(features, int),
+        ln_bot=np.array([*bottom, tables.dim]),
+        ln_top=np.array([width, *top, 1]),
+        arch_interaction_op="dot",
+        sigmoid_top=len(top),
+    )
+    for bag, part in zip(network.emb_l, tables.weight.detach().split(list(tables.cardinalities)), strict=True):
+        bag.weight = torch.nn.Parameter(part)
+    return network
+
+
+@contextmanager
+def _placeholders(*names: str) -> Iterator[None]:
+    """Let code of others import what it does not need here: packages for its logs and metrics."""
+    absent = [name for name in names if not _imports(name)]
+    for name in absent:
+        sys.modules[name] = MagicMock(__spec__=None, __path__=[])
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+def _imports(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
 
 
 def _by_torch(forward: Callable[[Tensor], Tensor], expected: Callable[[Tensor], Tensor], weights: list) -> Lookup:
