@@ -1,5 +1,7 @@
 """Blocks of one array: the C++ against plain PyTorch in float64, which is the specification."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,23 @@ def test_blocks_are_read_where_they_are_placed(lookup):
     exact, exact_starts = robe.read_blocks(array.double(), ids, *place, *windows, own)
     assert torch.equal(starts, exact_starts) and torch.equal(starts, robe.starts(ids, place, windows, own))
     assert torch.equal(out.double(), exact)
+
+
+@given(lookups(), st.booleans(), st.booleans())
+@settings(deadline=None)
+def test_ids_are_checked_as_they_are_read(lookup, on, narrow):
+    array, ids, place, windows, own, _ = lookup
+    ids, limits = ids.int() if narrow else ids, torch.full(ids.shape[1:], 60)
+    exact = robe.read_blocks(array, ids, *place, *windows, own)
+    with contextlib.nullcontext() if on else native.off():
+        out, starts = robe.read_blocks(array, ids, *place, *windows, own, limits, False)
+        assert torch.equal(out, exact[0]) and starts.shape == (0, *exact[1].shape[1:])
+        for wrong in (60, -1) if len(ids) else ():
+            ids[-1, -1] = wrong
+            row, feature = len(ids) - 1, ids.shape[1] - 1
+            said = f"id {wrong} of feature {feature} \\(row {row} of the batch\\) is outside its table of 60 rows"
+            with pytest.raises(IndexError, match=said):
+                robe.read_blocks(array, ids, *place, *windows, own, limits)
 
 
 @given(lookups())
@@ -178,6 +197,11 @@ def test_operators_are_registered_as_torch_wants_them():
     ids, place, windows = torch.randint(0, 9, (3, 2)), hash_of(robe.UNIVERSAL, 2, 2), windows_of([50], 4)
     array, gradient = torch.randn(50, requires_grad=True), torch.randn(3, 2, 8)
     torch.library.opcheck(robe.read_blocks.registered, (array, ids, *place, *windows, None))
+    limits = torch.tensor([9, 9])
+    torch.library.opcheck(robe.read_blocks.registered, (array, ids, *place, *windows, None, limits))
+    torch.library.opcheck(robe.read_blocks.registered, (array.detach(), ids, *place, *windows, None, limits, False))
+    with pytest.raises(ValueError, match="keep=True"):
+        robe.read_blocks(array, ids, *place, *windows, None, None, False)
     torch.library.opcheck(
         robe.flip.registered, (gradient.clone().requires_grad_(), ids, *hash_of(robe.UNIVERSAL, 2, 8))
     )

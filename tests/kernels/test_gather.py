@@ -1,5 +1,6 @@
 """Rows of a table: the C++ against plain PyTorch in float64, which is the specification."""
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -127,17 +128,56 @@ def test_an_index_outside_raises_and_trains_nothing(wrong, threads):
     assert (table == 1).all() and (total == 1).all()
 
 
+@pytest.mark.parametrize("on", [True, False], ids=["C++", "plain"])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
-def test_ids_are_checked_against_their_tables(dtype):
-    limits = torch.tensor([3, 2**31 - 1, 1])
-    ids = torch.tensor([[2, 2**31 - 2, 0], [0, 0, 0]], dtype=dtype)
-    wide, bad = gather.check_ids(ids, limits)
-    assert wide.dtype is torch.int64 and torch.equal(wide, ids.long()) and bad == -1
-    for position, wrong in ((5, 1), (2, -1), (0, 3)):
-        ids.view(-1)[position] = wrong
-        assert gather.check_ids(ids, limits)[1] == position  # the first of them
-        with native.off():
-            assert gather.check_ids(ids, limits)[1] == position
+def test_ids_are_checked_against_their_tables(dtype, on):
+    sizes = [3, 2**31 - 1, 1]
+    limits, starts = torch.tensor(sizes), torch.tensor([0, 3, 9])
+    good = torch.tensor([[2, 5, 0], [0, 0, 0]], dtype=dtype)
+    with contextlib.nullcontext() if on else native.off():
+        assert torch.equal(gather.check_ids(good, limits), good.long())
+        largest = torch.tensor([[2, 2**31 - 2, 0]], dtype=dtype)
+        assert torch.equal(gather.check_ids(largest, limits), largest.long())
+        bad = good.clone()
+        for position, wrong in ((5, 1), (2, -1), (0, 3)):  # the first of them is named
+            bad.view(-1)[position] = wrong
+            row, feature = divmod(position, 3)
+            said = f"id {wrong} of feature {feature} \\(row {row} of the batch\\) is outside its table of {sizes[feature]} rows"
+            with pytest.raises(IndexError, match=said):
+                gather.check_ids(bad, limits)
+            with pytest.raises(IndexError, match=said):
+                gather.table_rows(torch.zeros(10, 16), bad, limits, starts)
+
+
+@given(lookups(), st.booleans())
+@settings(deadline=None)
+def test_tables_that_are_stacked(lookup, keep):
+    table, ids, _ = lookup
+    features = max(1, ids.shape[-1])
+    ids, stacked = ids.view(-1, features), torch.cat([table + f for f in range(features)])
+    limits, starts = torch.full((features,), len(table)), torch.arange(features) * len(table)
+    rows, index = gather.table_rows(stacked, ids, limits, starts, keep)
+    assert torch.equal(rows, stacked[ids.long() + starts])
+    assert torch.equal(index, (ids + starts)[: len(ids) if keep else 0])
+    with native.off():
+        plain = gather.table_rows(stacked, ids, limits, starts, keep)
+    assert torch.equal(plain[0], rows) and torch.equal(plain[1], index)
+
+
+def test_gradient_of_tables_that_are_stacked():
+    ids, limits, starts = torch.randint(0, 4, (700, 2)), torch.tensor([4, 5]), torch.tensor([0, 4])
+    leaf, gradient = torch.randn(9, 16, requires_grad=True), torch.randn(700, 2, 16)
+    gather.table_rows(leaf, ids, limits, starts)[0].backward(gradient)
+    assert torch.equal(leaf.grad, gather.sum_rows(gradient, ids + starts, 9))
+    with pytest.raises(ValueError, match="keep=True"):
+        gather.table_rows(leaf, ids, limits, starts, False)
+
+
+def test_a_table_that_is_not_there_is_not_read():
+    ids = torch.zeros(3000, 2, dtype=torch.long)
+    for starts in ([0, 50], [-1, 4]):
+        with pytest.raises(IndexError):
+            gather.table_rows(torch.zeros(50, 16), ids, torch.tensor([9, 9]), torch.tensor(starts))
 
 
 def test_tables_past_two_billion_elements(tmp_path):
@@ -152,6 +192,9 @@ def test_tables_past_two_billion_elements(tmp_path):
 def test_operators_are_registered_as_torch_wants_them():
     table, index = torch.randn(9, 4, requires_grad=True), torch.randint(0, 9, (3, 2))
     torch.library.opcheck(gather.rows.registered, (table, index))
+    tables = torch.tensor([4, 5]), torch.tensor([0, 4])
+    torch.library.opcheck(gather.table_rows.registered, (table, index % 4, *tables))
+    torch.library.opcheck(gather.table_rows.registered, (table.detach(), index % 4, *tables, False))
     torch.library.opcheck(gather.sum_rows.registered, (torch.randn(3, 2, 4), index, 9))
     for total in (None, torch.zeros(9)):
         torch.library.opcheck(

@@ -61,6 +61,7 @@ class Embedding(nn.Module):
         paper: where it was published, as short as `MLSys 2022`.
         knobs: its choices and their defaults, all accepted by `solve`.
         only_ratio: the one ratio at which it exists, where there is only one.
+        checks_ids: whether its kernels hold ids against `limits` as they read them, on a processor.
         out_dim: width of the output; `dim` unless the method's very idea is a smaller one.
         config: the arguments, beside cardinalities, dim and seed, that rebuild this instance.
     """
@@ -69,6 +70,7 @@ class Embedding(nn.Module):
     paper: ClassVar[str] = ""
     knobs: ClassVar[dict[str, Any]] = {}
     only_ratio: ClassVar[float | None] = None
+    checks_ids: ClassVar[bool] = False
 
     def __init__(self, cardinalities: Sequence[int], dim: int, seed: int, **config: Any) -> None:
         super().__init__()
@@ -98,7 +100,7 @@ class Embedding(nn.Module):
         raise NotImplementedError
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Embed checked int64 ids [batch, features] -> [batch, features, out_dim]."""
+        """Embed int64 ids [batch, features] -> [batch, features, out_dim]; they are checked unless `checks_ids`."""
         raise NotImplementedError
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
@@ -184,10 +186,7 @@ class Embedding(nn.Module):
         if torch.compiler.is_compiling():
             return ids.long()
         if ids.is_cpu:
-            ids, bad = gather.check_ids(ids, self.limits)
-            if bad >= 0:
-                self._raise_out_of_range(ids, bad)
-            return ids
+            return ids if self.checks_ids else gather.check_ids(ids, self.limits)
         ids = ids.long()
         bad = (ids < 0) | (ids >= self.limits)
         # a device is asked now and then, since every question waits for its queue; no foreign row meanwhile
@@ -201,13 +200,6 @@ class Embedding(nn.Module):
         """Raise `IndexError` if any id seen so far on a GPU lay outside its table."""
         if self._seen_bad is not None and bool(self._seen_bad):
             raise IndexError("an id outside its table was looked up since the last check")
-
-    def _raise_out_of_range(self, ids: Tensor, position: int) -> None:
-        row, feature = divmod(position, ids.shape[1])
-        raise IndexError(
-            f"id {ids[row, feature].item()} of feature {feature} (row {row} of the batch) is outside its table "
-            f"of {self.cardinalities[feature]} rows"
-        )
 
 
 def tensor_bytes(module: nn.Module) -> dict[str, int]:

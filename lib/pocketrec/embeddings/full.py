@@ -22,7 +22,7 @@ from pocketrec.embeddings.base import (
     uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored
-from pocketrec.kernels import interaction
+from pocketrec.kernels import gather, interaction
 
 
 class Full(Embedding):
@@ -31,6 +31,7 @@ class Full(Embedding):
     name = "full"
     paper = "DLRM, 2019"
     only_ratio = 1
+    checks_ids = True
 
     @classmethod
     def solve(cls, cardinalities: Sequence[int], dim: int, budget_bytes: float) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class Full(Embedding):
             uniform_(table, 1 / sqrt(len(table)), draw)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        return self.table(ids + self.offsets)
+        return self.table(ids, gather.Tables(self._buffers["limits"], self._buffers["offsets"]))
 
     def lookup_pairs(self, ids: Tensor, first: Tensor | None) -> Tensor | None:
         quantized = type(self.table) is not Rows

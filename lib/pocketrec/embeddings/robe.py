@@ -42,6 +42,7 @@ class Robe(Embedding):
 
     name = "robe"
     paper = "MLSys 2022"
+    checks_ids = True
     knobs = {"block_size": None, "hash": "universal", "layout": "independent", "sign": False, "init_scale": None}
 
     @classmethod
@@ -152,7 +153,7 @@ class Robe(Embedding):
 
     def lookup(self, ids: Tensor) -> Tensor:
         place, windows = self._where()
-        values = self.array.blocks(ids, place, windows, self.own)
+        values = self.array.blocks(ids, self._buffers["limits"], place, windows, self._buffers["own"])
         if not self.sign:
             return values
         return robe.flip(values, ids, self.flip_table, self.flip_piece, self.flip_multiplier, place.kind)

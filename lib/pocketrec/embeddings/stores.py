@@ -60,14 +60,18 @@ class Rows(nn.Module):
         self.sparse = True
         self.trainer: Any = None
 
-    def forward(self, index: Tensor) -> Tensor:
-        """Read rows: int64 [...] -> [..., width]."""
-        if torch.is_grad_enabled() and self.weight.requires_grad:
+    def forward(self, index: Tensor, tables: gather.Tables | None = None) -> Tensor:
+        """Read rows: int64 [...] -> [..., width].
+
+        With `tables`, which are stacked here, rows are found, and checked, by ids int32 or int64 [batch, features].
+        """
+        weight, graded = self._parameters["weight"], torch.is_grad_enabled()  # as an attribute it would take longer
+        if graded and weight.requires_grad:
             if self.trainer:
-                return _TrainedRows.apply(self.weight, index, self.trainer)
+                return _TrainedRows.apply(weight, index, tables, self.trainer)
             if self.sparse and not torch.compiler.is_compiling():
-                return F.embedding(index, self.weight, sparse=True)
-        return gather.rows(self.weight, index)
+                return F.embedding(gather.stacked(index, tables) if tables else index, weight, sparse=True)
+        return gather.table_rows(weight, index, *tables, graded)[0] if tables else gather.rows(weight, index)
 
 
 class Narrow(Rows):
@@ -89,11 +93,16 @@ class Array(nn.Module):
         """Read elements: int64 [...] -> [...]."""
         return self.weight.index_select(0, index.flatten()).view(index.shape)
 
-    def blocks(self, ids: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None = None) -> Tensor:
-        """Read the blocks at which ids [batch, features] are placed -> [batch, features, dim]."""
-        if self.trainer and torch.is_grad_enabled():
-            return _TrainedBlocks.apply(self.weight, ids, place, windows, own, self.trainer)
-        return robe.read_blocks(self.weight, ids, *place, *windows, own)[0]
+    def blocks(self, ids: Tensor, limits: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None) -> Tensor:
+        """Read the blocks at which ids [batch, features], which must be below their limits, are placed.
+
+        Returns:
+            [batch, features, dim]
+        """
+        weight, graded = self._parameters["weight"], torch.is_grad_enabled()  # as an attribute it would take longer
+        if self.trainer and graded:
+            return _TrainedBlocks.apply(weight, ids, limits, place, windows, own, self.trainer)
+        return robe.read_blocks(weight, ids, *place, *windows, own, limits, graded)[0]
 
 
 class Weights(nn.Module):
@@ -112,14 +121,15 @@ class _TrainedRows(torch.autograd.Function):
     """Reads rows; its backward pass trains them."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, index: Tensor, trainer: Any) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, index: Tensor, tables: gather.Tables | None, trainer: Any) -> Tensor:
+        out, index = gather.table_rows(weight, index, *tables) if tables else (gather.rows(weight, index), index)
         ctx.weight, ctx.index, ctx.trainer = weight, index, trainer
-        return gather.rows(weight, index)
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
         ctx.trainer.train_rows(ctx.weight, ctx.index, gradient)
-        return None, None, None
+        return (None,) * 4
 
 
 class _TrainedBlocks(torch.autograd.Function):
@@ -130,19 +140,20 @@ class _TrainedBlocks(torch.autograd.Function):
         ctx: Any,
         weight: Tensor,
         ids: Tensor,
+        limits: Tensor,
         place: robe.Hash,
         windows: robe.Windows,
         own: Tensor | None,
         trainer: Any,
     ) -> Tensor:
-        out, ctx.starts = robe.read_blocks(weight, ids, *place, *windows, own)
+        out, ctx.starts = robe.read_blocks(weight, ids, *place, *windows, own, limits)
         ctx.weight, ctx.windows, ctx.trainer = weight, windows, trainer
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
         ctx.trainer.train_blocks(ctx.weight, ctx.starts, gradient, ctx.windows)
-        return (None,) * 6
+        return (None,) * 7
 
 
 def read_tensor_train(cores: Sequence[nn.Module], place: tensor_train.Place) -> Tensor:
@@ -211,8 +222,9 @@ class QuantizedRows(nn.Module):
         super().__init__()
         self.packed = Packed(store.weight, quantize)
 
-    def forward(self, index: Tensor) -> Tensor:
-        """Read rows: int64 [...] -> float32 [..., width]."""
+    def forward(self, index: Tensor, tables: gather.Tables | None = None) -> Tensor:
+        """Read rows as `Rows` does: int64 [...] -> float32 [..., width]."""
+        index = gather.stacked(index, tables) if tables else index
         return self.packed(index.flatten()).view(*index.shape, self.packed.width)
 
 
@@ -228,8 +240,9 @@ class QuantizedArray(nn.Module):
         flat = index.flatten()
         return self.packed.elements(flat // GROUP, flat % GROUP).view(index.shape)
 
-    def blocks(self, ids: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None = None) -> Tensor:
+    def blocks(self, ids: Tensor, limits: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None) -> Tensor:
         """Read the blocks at which ids are placed, as `Array.blocks` does."""
+        ids = gather.checked(ids, limits)
         return self(robe.elements(robe.starts(ids, place, windows, own), windows)).flatten(2)
 
 

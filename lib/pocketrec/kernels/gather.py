@@ -1,6 +1,7 @@
 """Rows of a table by index: read, summed into a gradient, or trained in place.
 
     rows(table, index)[j] = table[index[j]]
+    table_rows(table, ids, limits, starts)[b, f] = table[starts[f] + ids[b, f]], where 0 <= ids[b, f] < limits[f]
     sum_rows(g, index, n)[r] = sum over {j: index[j] = r} of g[j]
     train_rows(table, total, index, g, lr, eps): with G = sum_rows(g, index, n), for the rows r that occur,
         SGD, total None:       table[r] -= lr G[r]
@@ -13,6 +14,7 @@ writer, which adds in the order of the batch (SGD) or against it (Adagrad): the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,28 +24,64 @@ from pocketrec.kernels import gpu, native
 from pocketrec.kernels.operators import on_processor, operator
 
 
-def check_ids(ids: Tensor, limits: Tensor) -> tuple[Tensor, int]:
-    """Widen ids and find one outside its table, in one pass.
+class Tables(NamedTuple):
+    """Tables that are stacked in one: the rows of each and where they start, int64 [features]."""
+
+    limits: Tensor
+    starts: Tensor
+
+
+def check_ids(ids: Tensor, limits: Tensor) -> Tensor:
+    """Widen ids to int64, in one pass that raises `IndexError` where 0 <= id < limit does not hold.
 
     Args:
         ids: int32 or int64 [batch, features], on the CPU.
         limits: int64 [features], rows of each table.
-
-    Returns:
-        The ids as int64, and the first flat position where 0 <= id < limit does not hold, or -1.
     """
     functions = native.library("gather")
-    if functions is None or ids.dtype not in (torch.int32, torch.int64):
+    if functions is None:
         ids = ids.long()
         bad = ((ids < 0) | (ids >= limits)).flatten()
-        return ids, int(bad.byte().argmax()) if bad.any() else -1
-    ids = ids.contiguous()
-    if ids.dtype is torch.int64:
-        bad = functions.check_int64(*map(native.pointer, (ids, limits)), *ids.shape, native.threads(ids.numel()))
-        return ids, bad
-    wide = torch.empty_like(ids, dtype=torch.int64)
+        refuse(ids, limits, int(bad.byte().argmax()) if bad.any() else -1)
+        return ids
+    ids, width = integers(ids)
+    wide = torch.empty_like(ids, dtype=torch.int64) if width == 4 else None
     pointers = map(native.pointer, (ids, limits, wide))
-    return wide, functions.check_int32(*pointers, *ids.shape, native.threads(ids.numel()))
+    refuse(ids, limits, functions.check_ids(*pointers, *ids.shape, width, native.threads(ids.numel())))
+    return ids if wide is None else wide
+
+
+def integers(ids: Tensor) -> tuple[Tensor, int]:
+    """Return ids as the C++ takes them, contiguous, and the bytes of one: 4 or 8."""
+    narrow = ids.dtype is torch.int32
+    return (ids if narrow else ids.long()).contiguous(), 4 if narrow else 8
+
+
+def refuse(ids: Tensor, limits: Tensor, position: int) -> None:
+    """Raise `IndexError` for the id at a flat position, unless that is negative."""
+    if position >= 0:
+        row, feature = divmod(position, ids.shape[1])
+        raise IndexError(
+            f"id {ids[row, feature].item()} of feature {feature} (row {row} of the batch) is outside its table "
+            f"of {limits[feature].item()} rows"
+        )
+
+
+def kept(places: Tensor, ids: Tensor) -> Tensor:
+    """Return where a lookup of ids has read, which its gradient needs."""
+    if len(places) < len(ids):
+        raise ValueError("a lookup has no gradient unless it is called with keep=True")
+    return places
+
+
+def stacked(ids: Tensor, tables: Tables) -> Tensor:
+    """Return the rows of ids [batch, features] in tables that are stacked; where ids can be checked they are."""
+    return checked(ids, tables.limits) + tables.starts
+
+
+def checked(ids: Tensor, limits: Tensor) -> Tensor:
+    """Return ids as int64, checked by `check_ids` unless a GPU or a compiled graph has them."""
+    return check_ids(ids, limits) if ids.is_cpu and not torch.compiler.is_compiling() else ids.long()
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:
@@ -58,6 +96,23 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
     bad = functions.gather(*pointers, *table.shape, index.numel(), native.threads(out.numel()))
     _check(index, bad, table)
     return out
+
+
+def _table_rows(
+    table: Tensor, ids: Tensor, limits: Tensor, starts: Tensor, keep: bool = True
+) -> tuple[Tensor, Tensor]:
+    functions = native.library("gather") if on_processor(table) else None
+    if functions is None:
+        index = stacked(ids, Tables(limits, starts))
+        return _rows(table, index), index if keep else index[:0]
+    ids, bytes = integers(ids)
+    batch, features = ids.shape
+    out = torch.empty(batch, features, table.shape[1])
+    index = torch.empty(batch if keep else 0, features, dtype=torch.int64)
+    pointers = map(native.pointer, (table, ids, limits, starts, index if keep else None, out))
+    shape = (*table.shape, batch, features)
+    refuse(ids, limits, functions.gather_tables(*pointers, *shape, bytes, native.threads(out.numel())))
+    return out, index
 
 
 def _sum_rows(gradient: Tensor, index: Tensor, count: int) -> Tensor:
@@ -111,6 +166,17 @@ rows = operator(
     lambda table, index: table.new_empty(*index.shape, table.shape[1]),
     backward=lambda ctx, gradient: (sum_rows(gradient, ctx.index, ctx.count), None),
     save=lambda ctx, inputs, output: ctx.__dict__.update(index=inputs[1], count=inputs[0].shape[0]),
+)
+# table_rows(table, ids, *Tables, keep) -> the rows [batch, features, width], and their index, empty unless it is kept
+table_rows = operator(
+    "table_rows(Tensor table, Tensor ids, Tensor limits, Tensor starts, bool keep=True) -> (Tensor, Tensor)",
+    _table_rows,
+    lambda table, ids, limits, starts, keep=True: (
+        table.new_empty(*ids.shape, table.shape[1]),
+        ids.new_empty(ids.shape[0] if keep else 0, ids.shape[1], dtype=torch.int64),
+    ),
+    backward=lambda ctx, gradient, _: (sum_rows(gradient, ctx.index, ctx.count), *[None] * 4),
+    save=lambda ctx, inputs, output: ctx.__dict__.update(index=kept(output[1], inputs[1]), count=inputs[0].shape[0]),
 )
 sum_rows = operator(
     "sum_rows(Tensor gradient, Tensor index, SymInt count) -> Tensor",

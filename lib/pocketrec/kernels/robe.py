@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pocketrec.kernels import gpu, multiply_shift, native, universal_hash
+from pocketrec.kernels import gather, gpu, multiply_shift, native, universal_hash
 from pocketrec.kernels.operators import on_processor, operator
 
 HASHES = ("universal", "multiply_shift", "authors")
@@ -74,22 +74,40 @@ def elements(starts: Tensor, windows: Windows) -> Tensor:
     return within % sizes + bases
 
 
-def _read(array: Tensor, ids: Tensor, *where: Tensor | int | None) -> tuple[Tensor, Tensor]:
+def _read(
+    array: Tensor,
+    ids: Tensor,
+    table: Tensor,
+    piece: Tensor,
+    multiplier: Tensor,
+    kind: int,
+    sizes: Tensor,
+    bases: Tensor,
+    block_size: int,
+    own: Tensor | None,
+    limits: Tensor | None = None,
+    keep: bool = True,
+) -> tuple[Tensor, Tensor]:
     if kernels := gpu.library("robe", array):
-        return kernels.read_blocks(array, ids, *where)
-    place, windows, own = Hash(*where[:4]), Windows(*where[4:7]), where[7]
+        out, start = kernels.read_blocks(array, ids, table, piece, multiplier, kind, sizes, bases, block_size, own)
+        return out, start if keep else start[:0]
     functions = native.library("robe") if on_processor(array) else None
     if functions is None:
-        start = starts(ids, place, windows, own)
+        ids = ids if limits is None else gather.checked(ids, limits)
+        windows = Windows(sizes, bases, block_size)
+        start = starts(ids, Hash(table, piece, multiplier, kind), windows, own)
         index = elements(start, windows)
-        return array.index_select(0, index.flatten()).view(index.shape).flatten(2), start
-    ids = ids.long().contiguous()
-    start = ids.new_empty(*ids.shape, len(place.piece))
-    out = array.new_empty(*ids.shape, len(place.piece) * windows.block_size)
-    tensors = (array, ids, *place[:3], windows.sizes, windows.bases, own, start, out)
-    shape = (*start.shape, len(windows.sizes), windows.block_size)
-    bad = functions.read_blocks(*map(native.pointer, tensors), *shape, place.kind, native.threads(out.numel()))
+        return array.index_select(0, index.flatten()).view(index.shape).flatten(2), start if keep else start[:0]
+    ids, bytes = gather.integers(ids)
+    batch, features, blocks = *ids.shape, len(piece)
+    out = torch.empty(batch, features, blocks * block_size)
+    start = torch.empty(batch if keep else 0, features, blocks, dtype=torch.int64)
+    tensors = (array, ids, limits, table, piece, multiplier, sizes, bases, own, start if keep else None, out)
+    shape = (batch, features, blocks, len(sizes), block_size)
+    bad = functions.read_blocks(*map(native.pointer, tensors), *shape, bytes, kind, native.threads(out.numel()))
     if bad >= 0:
+        if limits is not None and not 0 <= ids.flatten()[bad] < limits[bad % features]:
+            gather.refuse(ids, limits, bad)
         raise IndexError(f"id {ids.flatten()[bad].item()} has no blocks of its own")
     return out, start
 
@@ -174,17 +192,19 @@ _HASH, _WINDOWS = (
     "Tensor sizes, Tensor bases, int block_size",
 )
 
-# read_blocks(array, ids, *Hash, *Windows, own) -> the embeddings [batch, features, dim], and `starts`
+# read_blocks(array, ids, *Hash, *Windows, own, limits, keep) -> the embeddings [batch, features, dim], and `starts`, empty
+# unless they are kept; an id that is not below its limit raises `IndexError`, on a processor
 read_blocks = operator(
-    f"read_blocks(Tensor array, Tensor ids, {_HASH}, {_WINDOWS}, Tensor? own) -> (Tensor, Tensor)",
+    f"read_blocks(Tensor array, Tensor ids, {_HASH}, {_WINDOWS}, Tensor? own, Tensor? limits=None, bool keep=True) "
+    "-> (Tensor, Tensor)",
     _read,
-    lambda array, ids, table, piece, multiplier, kind, sizes, bases, block_size, own: (
+    lambda array, ids, table, piece, multiplier, kind, sizes, bases, block_size, own, limits=None, keep=True: (
         array.new_empty(*ids.shape, piece.shape[0] * block_size),
-        ids.new_empty(*ids.shape, piece.shape[0], dtype=torch.int64),
+        ids.new_empty(ids.shape[0] if keep else 0, ids.shape[1], piece.shape[0], dtype=torch.int64),
     ),
-    backward=lambda ctx, gradient, _: (sum_blocks(gradient, ctx.starts, *ctx.windows, ctx.count), *[None] * 9),
+    backward=lambda ctx, gradient, _: (sum_blocks(gradient, ctx.starts, *ctx.windows, ctx.count), *[None] * 11),
     save=lambda ctx, inputs, output: ctx.__dict__.update(
-        starts=output[1], windows=inputs[6:9], count=inputs[0].shape[0]
+        starts=gather.kept(output[1], inputs[1]), windows=inputs[6:9], count=inputs[0].shape[0]
     ),
 )
 # sum_blocks(gradient, starts, *Windows, count) -> the array's gradient [count]

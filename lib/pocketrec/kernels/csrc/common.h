@@ -2,12 +2,16 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 #include <vector>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 #include <omp.h>
 
 using i64 = std::int64_t;
@@ -67,12 +71,83 @@ inline float square(const float* row, i64 width) {
   return total;
 }
 
-// Memory of this thread for `count` positions, kept from call to call; the pointer is taken once, outside of loops.
-inline u32* positions(i64 count) {
-  static thread_local std::vector<u32> list;
-  if (static_cast<i64>(list.size()) < count) list.resize(count);
-  return list.data();
+// Memory of this thread for `count` numbers, kept from call to call for each `Use`; the pointer is taken once, outside
+// of loops.
+template <class T, int Use = 0>
+inline T* memory(i64 count) {
+  static thread_local std::vector<T> kept;
+  if (static_cast<i64>(kept.size()) < count) kept.resize(count);
+  return kept.data();
 }
+
+// Calls f in each of some threads; one alone is not worth a team.
+template <class F>
+inline void team(int threads, F f) {
+  if (threads <= 1) return f(0, 1);
+#pragma omp parallel num_threads(threads)
+  f(omp_get_thread_num(), omp_get_num_threads());
+}
+
+// Calls f(first, count) for pieces of [0, n), each thread for pieces of its part.
+template <class F>
+inline void in_pieces(i64 n, i64 piece, int threads, F f) {
+  team(threads, [&](int thread, int threads) {
+    const i64 end = n * (thread + 1) / threads;
+    for (i64 first = n * thread / threads; first < end; first += piece) f(first, std::min(piece, end - first));
+  });
+}
+
+// list = the positions of [0, n) whose flag is 1, where others are 0; returns how many. There is room for 16 more.
+inline i64 flagged(const unsigned char* flags, i64 n, u32* list) {
+  i64 count = 0, i = 0;
+#ifdef __AVX512F__
+  __m512i at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (; i + 16 <= n; i += 16, at = _mm512_add_epi32(at, _mm512_set1_epi32(16))) {
+    const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(flags + i)));
+    const __mmask16 set = _mm512_test_epi32_mask(wide, wide);
+    // compressed in a register: straight to memory is many times slower on some processors
+    _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32(set, at));
+    count += __builtin_popcount(set);
+  }
+#endif
+  for (; i < n; ++i) {
+    list[count] = static_cast<u32>(i);
+    count += flags[i];  // no branch: it could not be foreseen
+  }
+  return count;
+}
+
+// Ids of samples, int32 or int64 (`bytes`) [batch, features], and how many each table has, or null where any id will do.
+struct Ids {
+  const void* at;
+  const i64* limits;
+  i64 features;
+  int bytes;
+
+  i64 operator[](i64 k) const {
+    return bytes == 4 ? static_cast<const std::int32_t*>(at)[k] : static_cast<const i64*>(at)[k];
+  }
+
+  bool outside(i64 k) const { return limits && static_cast<u64>((*this)[k]) >= static_cast<u64>(limits[k % features]); }
+
+  // Widens the ids of some samples; returns whether all lie inside their tables.
+  bool read(i64 first, i64 samples, i64* wide) const {
+    return bytes == 4 ? widen(static_cast<const std::int32_t*>(at) + first * features, samples, wide)
+                      : widen(static_cast<const i64*>(at) + first * features, samples, wide);
+  }
+
+  template <class Id>
+  bool widen(const Id* __restrict ids, i64 samples, i64* __restrict wide) const {
+    bool outside = false;
+    for (i64 k = 0; k < samples * features; ++k) wide[k] = ids[k];
+    for (i64 b = 0; limits && b < samples; ++b) {
+      for (i64 f = 0; f < features; ++f) {
+        outside |= static_cast<u64>(wide[b * features + f]) >= static_cast<u64>(limits[f]);
+      }
+    }
+    return !outside;
+  }
+};
 
 // Calls f with the width as a compile-time constant where one was made ready.
 template <class F>
@@ -93,28 +168,30 @@ inline void with_width(i64 width, F f) {
 // Carter-Wegman modulo P = 2^61 - 1, exact: the same numbers as kernels/universal_hash.py.
 constexpr u64 P = (u64(1) << 61) - 1;
 
-inline u64 mod_p(u64 y) {
+// Products of 32-bit halves only, and no branch: compilers make vectors of it, which have no wider product.
+inline u64 low(u64 x) { return x & 0xffffffffu; }
+inline u64 high(u64 x) { return x >> 32; }
+
+// (a x + b) mod P, for a and b below P and x below 2^63; 2^61 = 1
+inline u64 multiply_add(u64 a, u64 x, u64 b) {
+  const u64 ones = low(a) * low(x), middle = high(a) * low(x) + low(a) * high(x), top = high(a) * high(x) << 3;
+  // of 2^32 middle the lowest 29 bits move up, all others come round
+  u64 y = (ones & P) + (ones >> 61) + (middle << 35 >> 3) + (middle >> 29) + (top & P) + (top >> 61) + b;
   y = (y & P) + (y >> 61);
-  return y >= P ? y - P : y;
+  return std::min(y, y - P);
 }
 
-inline u64 multiply_add(u64 a, u64 x, u64 b) {  // a, b < P, x < 2^63
-  unsigned __int128 y = static_cast<unsigned __int128>(a) * x + b;
-  return mod_p((static_cast<u64>(y) & P) + static_cast<u64>(y >> 61));
-}
+inline u64 add_p(u64 a, u64 b) { return std::min(a + b, a + b - P); }
 
-inline u64 add_p(u64 a, u64 b) {
-  const u64 total = a + b;
-  return total >= P ? total - P : total;
-}
-
-// x mod m by a multiplication, for x < 2^63: the quotient is at most one too small.
+// x mod m by a multiplication, for x < 2^63 and m < 2^62: the quotient is at most three too small.
 struct Modulo {
   u64 m, reciprocal;
-  explicit Modulo(u64 m) : m(m), reciprocal(~u64(0) / m) {}
+  explicit Modulo(u64 m = 1) : m(m), reciprocal(~u64(0) / m) {}
   u64 operator()(u64 x) const {
-    const u64 rest = x - static_cast<u64>((static_cast<unsigned __int128>(x) * reciprocal) >> 64) * m;
-    return rest >= m ? rest - m : rest;
+    const u64 r = reciprocal, quotient = high(x) * high(r) + high(high(x) * low(r)) + high(low(x) * high(r));
+    u64 rest = x - quotient * m;
+    rest = std::min(rest, rest - 2 * m);
+    return std::min(rest, rest - m);
   }
 };
 

@@ -6,120 +6,151 @@
 
 namespace {
 
-// ids [batch, features]: the first position where 0 <= id < limits[feature] does not hold, or -1; widened on the way
-template <class Id>
-i64 check(const Id* ids, const i64* limits, i64* wide, i64 batch, i64 features, int threads) {
-  i64 first = batch * features;
-#pragma omp parallel for num_threads(threads) reduction(min : first) if (threads > 1)
-  for (i64 b = 0; b < batch; ++b) {
-    const Id* row = ids + b * features;
-    bool bad = false;
-    for (i64 f = 0; f < features; ++f) {
-      if (wide) wide[b * features + f] = row[f];
-      bad |= static_cast<u64>(static_cast<i64>(row[f])) >= static_cast<u64>(limits[f]);
-    }
-    if (!bad) continue;
-    for (i64 f = 0; f < features; ++f) {
-      const bool outside = static_cast<u64>(static_cast<i64>(row[f])) >= static_cast<u64>(limits[f]);
-      if (outside) first = std::min(first, b * features + f);
-    }
-  }
-  return first < batch * features ? first : -1;
+constexpr i64 PIECE = 1024;  // lookups whose ids are checked before the first of them is read
+
+bool inside(const i64* index, i64 rows, i64 n) {
+  bool outside = false;
+  for (i64 j = 0; j < n; ++j) outside |= static_cast<u64>(index[j]) >= static_cast<u64>(rows);
+  return !outside;
 }
 
-inline int owner(i64 row, int threads) {
-  return static_cast<int>((static_cast<u64>(row) * 0x9E3779B97F4A7C15u >> 32) * threads >> 32);
-}
-
-// The positions [0, n) whose rows belong to this thread. Every thread reads the whole index, and so finds by itself
-// whether some of it lies outside the table; then no position belongs to any.
-const u32* mine(const i64* index, i64 rows, i64 n, i64& count, bool& outside) {
-  u32* const list = positions(n + 1);
-  const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-  count = 0;
+// The first position whose index lies outside the table, or -1.
+i64 first_outside(const i64* index, i64 rows, i64 n) {
   for (i64 j = 0; j < n; ++j) {
-    list[count] = static_cast<u32>(j);
-    count += owner(index[j], threads) == thread;  // no branch: it could not be foreseen
-    outside |= static_cast<u64>(index[j]) >= static_cast<u64>(rows);
+    if (!inside(index + j, rows, 1)) return j;
   }
-  if (outside) count = 0;
+  return -1;
+}
+
+template <int W>
+void read(const float* table, const i64* index, float* out, i64 width, i64 n) {
+  for (i64 j = 0; j < std::min<i64>(AHEAD, n); ++j) prefetch(table + index[j] * width, width);
+  for (i64 j = 0; j < n; ++j) {
+    if (j + AHEAD < n) prefetch(table + index[j + AHEAD] * width, width);
+    copy<W>(out + j * width, table + index[j] * width, width);
+  }
+}
+
+// out = table[index], in pieces, where `place(first, samples)` returns the index of a piece [samples, features], or null if
+// it has none. Returns whether all of the index lies inside the table.
+template <class Place>
+bool read_pieces(const float* table, float* out, i64 rows, i64 width, i64 batch, i64 features, int threads, Place place) {
+  std::atomic<bool> right{true};
+  with_width(width, [&](auto w) {
+    in_pieces(batch, PIECE / std::max<i64>(1, features) + 1, threads, [&](i64 first, i64 samples) {
+      const i64* index = place(first, samples);
+      const i64 n = samples * features;
+      if (!index || !inside(index, rows, n)) right = false;
+      if (right) read<decltype(w)::value>(table, index, out + first * features * width, width, n);
+    });
+  });
+  return right;
+}
+
+// The positions [0, n) whose rows belong to this thread, by a hash of the row. Every thread reads the whole index, and so
+// finds by itself whether some of it lies outside the table; then no position belongs to any, and `right` becomes false.
+const u32* mine(const i64* index, i64 rows, i64 n, int thread, int threads, i64& count, std::atomic<bool>& right) {
+  unsigned char* const flags = memory<unsigned char>(n);
+  u32* const list = memory<u32>(n + 16);
+  if (!inside(index, rows, n)) {
+    right = false;
+    count = 0;
+    return list;
+  }
+  for (i64 j = 0; j < n; ++j) {
+    flags[j] = (static_cast<u64>(index[j]) * 0x9E3779B97F4A7C15u >> 32) * threads >> 32 == static_cast<u64>(thread);
+  }
+  count = flagged(flags, n, list);
   return list;
 }
 
 }  // namespace
 
-extern "C" i64 check_int32(const std::int32_t* ids, const i64* limits, i64* wide, i64 batch, i64 features, int threads) {
-  return check(ids, limits, wide, batch, features, threads);
-}
-
-extern "C" i64 check_int64(const i64* ids, const i64* limits, i64 batch, i64 features, int threads) {
-  return check(ids, limits, nullptr, batch, features, threads);
-}
-
-// Returns the first position whose index lies outside the table, or -1; then nothing has been read.
-extern "C" i64 gather(const float* table, const i64* index, float* out, i64 rows, i64 width, i64 n, int threads) {
-  bool outside = false;
-#pragma omp parallel for num_threads(threads) reduction(| : outside) if (threads > 1)
-  for (i64 j = 0; j < n; ++j) outside |= static_cast<u64>(index[j]) >= static_cast<u64>(rows);
-  if (outside) return check(index, &rows, nullptr, n, 1, 1);
-  with_width(width, [&](auto w) {
-    constexpr int W = decltype(w)::value;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (i64 j = 0; j < n; ++j) {
-      if (j + AHEAD < n) prefetch(table + index[j + AHEAD] * width, width);
-      copy<W>(out + j * width, table + index[j] * width, width);
-    }
+// wide = ids, unless it is null. Returns the first position where 0 <= id < limits[feature] does not hold, or -1.
+extern "C" i64 check_ids(const void* at, const i64* limits, i64* wide, i64 batch, i64 features, int bytes, int threads) {
+  const Ids ids{at, limits, features, bytes};
+  std::atomic<bool> right{true};
+  in_pieces(batch, PIECE / std::max<i64>(1, features) + 1, threads, [&](i64 first, i64 samples) {
+    if (!ids.read(first, samples, wide ? wide + first * features : memory<i64>(samples * features))) right = false;
   });
+  for (i64 k = 0; !right; ++k) {
+    if (ids.outside(k)) return k;
+  }
   return -1;
+}
+
+// out = table[index]. Returns the first position whose index lies outside the table, or -1.
+extern "C" i64 gather(const float* table, const i64* index, float* out, i64 rows, i64 width, i64 n, int threads) {
+  const auto place = [&](i64 first, i64) { return index + first; };
+  return read_pieces(table, out, rows, width, n, 1, threads, place) ? -1 : first_outside(index, rows, n);
+}
+
+// The same for tables that are stacked, by the ids of each: index[batch, features] = starts + ids, which is not kept if it
+// is null. Returns the first position whose id lies outside its table, or whose table lies outside, or -1.
+extern "C" i64 gather_tables(const float* table, const void* at, const i64* limits, const i64* starts, i64* index,
+                             float* out, i64 rows, i64 width, i64 batch, i64 features, int bytes, int threads) {
+  const Ids ids{at, limits, features, bytes};
+  const auto place = [&](i64 first, i64 samples) -> const i64* {
+    i64* const to = index ? index + first * features : memory<i64>(samples * features);
+    if (!ids.read(first, samples, to)) return nullptr;
+    for (i64 b = 0; b < samples; ++b) {
+      for (i64 f = 0; f < features; ++f) to[b * features + f] += starts[f];
+    }
+    return to;
+  };
+  if (read_pieces(table, out, rows, width, batch, features, threads, place)) return -1;
+  i64 k = 0;
+  while (!ids.outside(k) && static_cast<u64>(starts[k % features] + ids[k]) < static_cast<u64>(rows)) ++k;
+  return k;
 }
 
 // table[row] -= lr * gradient, in the order of the batch; total and eps are not used. Returns as `gather` does; then
 // nothing has been written.
 extern "C" i64 sgd(float* table, float*, const i64* index, const float* gradient, i64 rows, i64 width, i64 n, float lr,
                    float, int threads) {
-  bool outside = false;
+  std::atomic<bool> right{true};
   with_width(width, [&](auto w) {
     constexpr int W = decltype(w)::value;
-#pragma omp parallel num_threads(threads) reduction(| : outside) if (threads > 1)
-    {
+    team(threads, [&](int thread, int threads) {
       i64 count;
-      const u32* list = mine(index, rows, n, count, outside);
+      const u32* list = mine(index, rows, n, thread, threads, count, right);
       for (i64 k = 0; k < count; ++k) {
-        if (k + AHEAD < count) prefetch<1>(table + index[list[k + AHEAD]] * width, width);
+        if (k + AHEAD < count) {
+          prefetch<1>(table + index[list[k + AHEAD]] * width, width);
+          prefetch(gradient + list[k + AHEAD] * width, width);
+        }
         add<W>(table + index[list[k]] * width, gradient + list[k] * width, width, -lr);
       }
-    }
+    });
   });
-  return outside ? check(index, &rows, nullptr, n, 1, 1) : -1;
+  return right ? -1 : first_outside(index, rows, n);
 }
 
 // Adagrad with one accumulator a row, on the summed gradient of each row. Returns as `sgd` does.
 extern "C" i64 adagrad(float* table, float* total, const i64* index, const float* gradient, i64 rows, i64 width, i64 n,
                        float lr, float eps, int threads) {
-  bool outside = false;
+  std::atomic<bool> right{true};
   with_width(width, [&](auto w) {
     constexpr int W = decltype(w)::value;
-#pragma omp parallel num_threads(threads) reduction(| : outside) if (threads > 1)
-    {
+    team(threads, [&](int thread, int threads) {
       static thread_local Groups groups;
-      static thread_local std::vector<float> sum;
+      float* const sum = memory<float>(width);
       i64 count;
-      const u32* list = mine(index, rows, n, count, outside);
+      const u32* list = mine(index, rows, n, thread, threads, count, right);
       groups.start(count);
       for (i64 k = 0; k < count; ++k) groups.add(index[list[k]], list[k]);
-      sum.resize(width);
       for (i64 k = 0; k < groups.size(); ++k) {
         if (k + AHEAD < groups.size()) {
           prefetch<1>(table + groups.key(k + AHEAD) * width, width);
           prefetch<1>(total + groups.key(k + AHEAD), 1);
         }
-        std::fill(sum.begin(), sum.end(), 0.0f);
-        groups.each(k, [&](i64 j) { add<W>(sum.data(), gradient + j * width, width); });
+        std::fill(sum, sum + width, 0.0f);
+        groups.each(k, [&](i64 j) { add<W>(sum, gradient + j * width, width); });
         const i64 row = groups.key(k);
-        total[row] += square<W>(sum.data(), width) / width;
-        add<W>(table + row * width, sum.data(), width, -lr / (std::sqrt(total[row]) + eps));
+        total[row] += square<W>(sum, width) / width;
+        add<W>(table + row * width, sum, width, -lr / (std::sqrt(total[row]) + eps));
       }
-    }
+    });
   });
-  return outside ? check(index, &rows, nullptr, n, 1, 1) : -1;
+  return right ? -1 : first_outside(index, rows, n);
 }

@@ -10,7 +10,7 @@ namespace {
 enum Hash { UNIVERSAL, MULTIPLY_SHIFT, AUTHORS };
 constexpr u64 AUTHORS_PRIME = 2038074743;
 constexpr i64 LINE = 16;   // floats that are trained together where the array is too large to be passed over
-constexpr i64 CHUNK = 16;  // samples whose blocks are asked for before the first of them is read
+constexpr i64 PIECE = 512;  // blocks, or a few more, that are placed before the first of them is read
 
 struct Windows {
   const i64 *sizes, *bases;
@@ -18,6 +18,24 @@ struct Windows {
   i64 size(i64 feature) const { return sizes[count > 1 ? feature : 0]; }
   i64 end(i64 feature) const { return bases[count > 1 ? feature : 0] + size(feature); }
 };
+
+// Calls f(j, end, size) for every block of some samples, with the window it lies in.
+template <class F>
+inline void each_block(const Windows& windows, i64 samples, i64 features, i64 blocks, F f) {
+  if (windows.count == 1) {
+    const i64 end = windows.end(0), size = windows.size(0);
+    for (i64 j = 0; j < samples * features * blocks; ++j) f(j, end, size);
+    return;
+  }
+  for (i64 j = 0; j < samples * features * blocks;) {
+    for (i64 k = 0; k < features; ++k) {
+      for (i64 c = 0; c < blocks; ++c) f(j++, windows.end(k), windows.size(k));
+    }
+  }
+}
+
+// How many samples of `stride` blocks make a piece.
+inline i64 samples_of(i64 stride) { return PIECE / std::max<i64>(1, stride) + 1; }
 
 // Calls f(place in the block, place in the array, length) for each piece of a block: more than one where it wraps,
 // none where it starts behind its window.
@@ -31,41 +49,31 @@ inline void pieces(i64 start, i64 block, i64 end, i64 size, F f) {
   }
 }
 
-// Calls f(j, start, end, size) for every block that touches [low, high), in the order of the batch; `array` is asked
-// for ahead of that.
+// Calls f(j, start, end, size) for every block that touches [low, high), in the order of the batch; `array` and, if it is
+// not null, `gradient` are asked for ahead of that.
 template <class F>
-inline void touching(const float* array, const i64* starts, i64 batch, i64 features, i64 blocks, const Windows& windows,
-                     i64 block, i64 low, i64 high, F f) {
-  const i64 stride = features * blocks;
-  u32* const list = positions(CHUNK * stride + 1);
-  for (i64 first = 0; first < batch; first += CHUNK) {
-    const i64 samples = std::min(CHUNK, batch - first);
-    const i64* placed = starts + first * stride;
-    i64 count = 0;
-    // no branch: it could not be foreseen
-    if (windows.count == 1) {
-      const i64 end = windows.end(0), span = high - low + block - 1, from = low - block + 1, last = end - block;
-      for (i64 at = 0; at < samples * stride; ++at) {
-        list[count] = static_cast<u32>(at);
-        count += (static_cast<u64>(placed[at] - from) < static_cast<u64>(span)) | (placed[at] > last);
-      }
-    } else {
-      for (i64 at = 0, b = 0; b < samples; ++b) {
-        for (i64 k = 0; k < features; ++k) {
-          const i64 end = windows.end(k);
-          for (i64 c = 0; c < blocks; ++c, ++at) {
-            list[count] = static_cast<u32>(at);
-            count += ((placed[at] < high) & (placed[at] + block > low)) | (placed[at] + block > end);
-          }
-        }
-      }
-    }
-    const bool one = windows.count == 1;
-    const i64 end = windows.end(0), size = windows.size(0);
+inline void touching(const float* array, const float* gradient, const i64* starts, i64 batch, i64 features, i64 blocks,
+                     const Windows& windows, i64 block, i64 low, i64 high, F f) {
+  const i64 stride = features * blocks, most = samples_of(stride);
+  unsigned char* const flags = memory<unsigned char>(most * stride);
+  u32* const list = memory<u32>(most * stride + 16);
+  const bool one = windows.count == 1;
+  for (i64 first = 0; first < batch; first += most) {
+    const i64 samples = std::min(most, batch - first), before = first * stride;
+    const i64* placed = starts + before;
+    // starts before or in the range are [from, from + span); behind `end - block` a block wraps
+    const u64 from = low - block + 1, span = high - low + block - 1;
+    each_block(windows, samples, features, blocks, [&](i64 at, i64 end, i64) {
+      flags[at] = (static_cast<u64>(placed[at]) - from < span) | (placed[at] > end - block);
+    });
+    const i64 count = flagged(flags, samples * stride, list), end = windows.end(0), size = windows.size(0);
     for (i64 i = 0; i < count; ++i) {
-      if (i + AHEAD < count) prefetch_span<1>(array + placed[list[i + AHEAD]], block);
+      if (i + AHEAD < count) {
+        prefetch_span<1>(array + placed[list[i + AHEAD]], block);
+        if (gradient) prefetch_span(gradient + (before + list[i + AHEAD]) * block, block);
+      }
       const i64 at = list[i], k = one ? 0 : at / blocks % features;
-      f(first * stride + at, placed[at], one ? end : windows.end(k), one ? size : windows.size(k));
+      f(before + at, placed[at], one ? end : windows.end(k), one ? size : windows.size(k));
     }
   }
 }
@@ -75,7 +83,7 @@ void add_range(float* to, const i64* starts, const float* gradient, i64 batch, i
                const Windows& windows, i64 block, i64 low, i64 high, float scale) {
   with_width(block, [&](auto z) {
     constexpr int Z = decltype(z)::value;
-    touching(to, starts, batch, features, blocks, windows, block, low, high, [&](i64 j, i64 start, i64 end, i64 size) {
+    touching(to, gradient, starts, batch, features, blocks, windows, block, low, high, [&](i64 j, i64 start, i64 end, i64 size) {
       const float* from = gradient + j * block;
       if (__builtin_expect(start >= low && start + block <= std::min(end, high), 1)) {
         add<Z>(to + start, from, block, scale);
@@ -89,73 +97,91 @@ void add_range(float* to, const i64* starts, const float* gradient, i64 batch, i
   });
 }
 
-// The range of this thread: whole lines.
-inline void my_range(i64 size, i64& low, i64& high) {
-  const i64 lines = (size + LINE - 1) / LINE, thread = omp_get_thread_num(), threads = omp_get_num_threads();
+// The range of a thread: whole lines.
+inline void range_of(i64 size, int thread, int threads, i64& low, i64& high) {
+  const i64 lines = (size + LINE - 1) / LINE;
   low = lines * thread / threads * LINE;
   high = std::min(size, lines * (thread + 1) / threads * LINE);
 }
 
-// A hash with its constants, and the windows with what reduces a hash to them.
+// Places the blocks of ids. The constants of the hash and of the windows are spread out over the blocks of a piece, so
+// that one plain loop places them all, which compilers make vectors of.
 struct Placing {
-  const i64 *table, *piece, *multiplier;
+  const Ids ids;
+  const i64 blocks, block;
+  const Windows windows;
+  const int hash;
   const unsigned char* own;
-  int hash;
-  i64 block;
-  Windows windows;
-  std::vector<Modulo> moduli;
-  std::vector<u64> room;  // how many ids could have blocks of their own in each window
+  u64 *terms, *multipliers, *bases;
+  Modulo* moduli;
 
-  u64 sum(u64 x, i64 f, i64 c) const { return multiplier[c] * x + table[f] + piece[c]; }
+  void spread(const i64* table, const i64* piece, const i64* multiplier, i64 samples) {
+    const i64 stride = ids.features * blocks, n = samples * stride;
+    terms = memory<u64, 0>(n), multipliers = memory<u64, 1>(n), bases = memory<u64, 2>(n), moduli = memory<Modulo>(n);
+    for (i64 j = 0; j < std::min(n, stride); ++j) {
+      const i64 f = j / blocks, c = j % blocks, window = windows.count > 1 ? f : 0;
+      terms[j] = hash == UNIVERSAL ? add_p(table[f], piece[c]) : table[f] + piece[c];
+      multipliers[j] = multiplier[c];
+      if (j && windows.count == 1) continue;
+      bases[j] = windows.bases[window];
+      moduli[j] = Modulo(std::max<i64>(1, windows.sizes[window] - (hash == AUTHORS ? block - 1 : 0)));
+    }
+    for (i64 j = stride; j < n; ++j) {
+      terms[j] = terms[j - stride], multipliers[j] = multipliers[j - stride];
+      if (windows.count > 1) bases[j] = bases[j - stride], moduli[j] = moduli[j - stride];
+    }
+  }
+
+  // to[samples, features, blocks]: where blocks start. Returns whether all ids lie inside their tables and those that
+  // should have blocks of their own do.
+  bool place(i64 first, i64 samples, i64* to) const {
+    const i64 n = samples * ids.features;
+    i64 *const wide = memory<i64, 1>(n), *const x = blocks > 1 ? memory<i64, 2>(n * blocks) : wide;
+    if (!ids.read(first, samples, wide)) return false;
+    for (i64 k = 0; k < n && blocks > 1; ++k) std::fill(x + k * blocks, x + (k + 1) * blocks, wide[k]);
+    windows.count > 1 ? hashed<false>(x, n * blocks, to) : hashed<true>(x, n * blocks, to);
+    return !own || place_own(wide, samples, to);
+  }
+
+  template <bool ONE>
+  void hashed(const i64* __restrict x, i64 n, i64* __restrict to) const {
+    const u64 *const t = terms, *const m = multipliers, *const base = bases;
+    const auto each = [&](auto reduced) {
+      const Modulo one = moduli[0];
+      const u64 first = base[0];
+      for (i64 j = 0; j < n; ++j) to[j] = (ONE ? first : base[j]) + reduced(j, ONE ? one : moduli[j]);
+    };
+    static const Modulo prime(AUTHORS_PRIME);
+    if (hash == UNIVERSAL) {
+      each([&](i64 j, Modulo modulo) { return modulo(multiply_add(m[j], x[j], t[j])); });
+    } else if (hash == MULTIPLY_SHIFT) {
+      each([&](i64 j, Modulo modulo) { return high(high(m[j] * x[j] + t[j]) * modulo.m); });
+    } else {
+      each([&](i64 j, Modulo modulo) { return modulo(prime(m[j] * x[j] + t[j])); });
+    }
+  }
+
+  bool place_own(const i64* wide, i64 samples, i64* to) const {
+    bool fits = true;
+    for (i64 f = 0; f < ids.features; ++f) {
+      if (!own[f]) continue;
+      const u64 base = windows.end(f) - windows.size(f), room = room_of(f);
+      for (i64 k = f; k < samples * ids.features; k += ids.features) {
+        fits &= static_cast<u64>(wide[k]) < room;
+        for (i64 c = 0; c < blocks; ++c) to[k * blocks + c] = base + (wide[k] * blocks + c) * block;
+      }
+    }
+    return fits;
+  }
+
+  // How many ids could have blocks of their own.
+  u64 room_of(i64 feature) const { return windows.size(feature) / (blocks * block); }
+
+  bool wrong(i64 k) const {
+    const i64 f = k % ids.features;
+    return ids.outside(k) || (own && own[f] && static_cast<u64>(ids[k]) >= room_of(f));
+  }
 };
-
-// to[samples, features, blocks]: where blocks start. B is the number of blocks, or 0 for any. Returns whether all ids
-// that should have blocks of their own do.
-template <int B>
-bool place(const Placing& by, const i64* ids, i64 samples, i64 features, i64 any, i64* to) {
-  static const Modulo prime(AUTHORS_PRIME);
-  const i64 blocks = B ? B : any;
-  bool fits = true;
-  for (i64 b = 0; b < samples; ++b, ids += features, to += features * blocks) {
-    if (by.hash == MULTIPLY_SHIFT && by.windows.count == 1 && !by.own) {
-      const u64 size = by.windows.size(0), base = by.windows.bases[0];
-      for (i64 f = 0; f < features; ++f) {
-        for (i64 c = 0; c < blocks; ++c) to[f * blocks + c] = base + ((by.sum(ids[f], f, c) >> 32) * size >> 32);
-      }
-      continue;
-    }
-    for (i64 f = 0; f < features; ++f) {
-      const i64 w = by.windows.count > 1 ? f : 0, base = by.windows.bases[w];
-      const u64 x = ids[f], size = by.windows.sizes[w];
-      const Modulo& modulo = by.moduli[w];
-      i64* at = to + f * blocks;
-      if (by.own && by.own[f]) {
-        fits &= x < by.room[w];
-        for (i64 c = 0; c < blocks; ++c) at[c] = base + (x * blocks + c) * by.block;
-      } else if (by.hash == UNIVERSAL) {
-        for (i64 c = 0; c < blocks; ++c) {
-          at[c] = base + modulo(add_p(multiply_add(by.multiplier[c], x, by.table[f]), by.piece[c]));
-        }
-      } else if (by.hash == MULTIPLY_SHIFT) {
-        for (i64 c = 0; c < blocks; ++c) at[c] = base + ((by.sum(x, f, c) >> 32) * size >> 32);
-      } else {
-        for (i64 c = 0; c < blocks; ++c) at[c] = base + modulo(prime(by.sum(x, f, c)));
-      }
-    }
-  }
-  return fits;
-}
-
-// The first position whose id has no room for blocks of its own where its feature asks for them, or -1.
-i64 without_room(const Placing& by, const i64* ids, i64 batch, i64 features) {
-  for (i64 b = 0; b < batch; ++b) {
-    for (i64 f = 0; f < features; ++f) {
-      const u64 room = by.room[by.windows.count > 1 ? f : 0];
-      if (by.own[f] && static_cast<u64>(ids[b * features + f]) >= room) return b * features + f;
-    }
-  }
-  return -1;
-}
 
 inline void adagrad_element(float& weight, float& total, float gradient, float lr, float eps) {
   total += gradient * gradient;
@@ -166,50 +192,43 @@ inline void adagrad_element(float& weight, float& total, float gradient, float l
 
 // Places blocks, starts[batch, features, blocks] = hash(multiplier[block] * id + table[feature] + piece[block]) in the window,
 // or the id's own place where own[feature]; and reads them, out[batch, features, blocks, block], unless out is null.
-// starts may be null too. Returns the first position whose id has no place of its own where it should, or -1; then not
-// all has been read.
-extern "C" i64 read_blocks(const float* array, const i64* ids, const i64* table, const i64* piece,
+// limits, own and starts may be null too. Returns the first position whose id lies outside its table, or has no place of
+// its own where it should, or -1; then not all has been read.
+extern "C" i64 read_blocks(const float* array, const void* at, const i64* limits, const i64* table, const i64* piece,
                            const i64* multiplier, const i64* sizes, const i64* bases, const unsigned char* own,
                            i64* starts, float* out, i64 batch, i64 features, i64 blocks, i64 window_count, i64 block,
-                           int hash, int threads) {
-  Placing by{table, piece, multiplier, own, hash, block, {sizes, bases, window_count}, {}, {}};
-  const Windows& windows = by.windows;
-  for (i64 w = 0; w < window_count; ++w) {
-    by.moduli.emplace_back(std::max<i64>(1, hash == AUTHORS ? sizes[w] - block + 1 : sizes[w]));
-    by.room.push_back(sizes[w] / (blocks * block));
-  }
-  const i64 stride = features * blocks;
-  bool fits = true;
-#pragma omp parallel num_threads(threads) reduction(& : fits) if (threads > 1)
-  {
-    static thread_local std::vector<i64> chunk;
-    if (static_cast<i64>(chunk.size()) < CHUNK * stride) chunk.resize(CHUNK * stride);
-#pragma omp for schedule(static)
-    for (i64 first = 0; first < batch; first += CHUNK) {
-      const i64 samples = std::min(CHUNK, batch - first), count = samples * stride;
-      i64* placed = starts ? starts + first * stride : chunk.data();
-      with_width(blocks, [&](auto b) {
-        fits &= place<decltype(b)::value>(by, ids + first * features, samples, features, blocks, placed);
-      });
-      if (!out || !fits) continue;
-      with_width(block, [&](auto z) {
-        constexpr int Z = decltype(z)::value;
-        float* row = out + first * stride * block;
-        for (i64 j = 0; j < std::min<i64>(AHEAD, count); ++j) prefetch_span(array + placed[j], block);
-        for (i64 j = 0; j < count; ++j, row += block) {
-          if (j + AHEAD < count) prefetch_span(array + placed[j + AHEAD], block);
-          const i64 start = placed[j], f = windows.count > 1 ? j / blocks % features : 0, end = windows.end(f);
-          if (__builtin_expect(start + block <= end, 1)) {
-            copy<Z>(row, array + start, block);
-          } else {
-            pieces(start, block, end, windows.size(f),
-                   [&](i64 place, i64 at, i64 length) { copy<0>(row + place, array + at, length); });
-          }
+                           int bytes, int hash, int threads) {
+  const Windows windows{sizes, bases, window_count};
+  Placing placing{{at, limits, features, bytes}, blocks, block, windows, hash, own, {}, {}, {}, {}};
+  const i64 stride = features * blocks, most = samples_of(stride);
+  placing.spread(table, piece, multiplier, std::min(most, batch));
+  std::atomic<bool> right{true};
+  in_pieces(batch, most, threads, [&](i64 first, i64 samples) {
+    i64* const placed = starts ? starts + first * stride : memory<i64, 3>(samples * stride);
+    if (!placing.place(first, samples, placed)) right = false;
+    if (!out || !right) return;
+    with_width(block, [&](auto z) {
+      constexpr int Z = decltype(z)::value;
+      const i64 count = samples * stride;
+      float* const rows = out + first * stride * block;
+      for (i64 j = 0; j < std::min<i64>(AHEAD, count); ++j) prefetch_span(array + placed[j], block);
+      each_block(windows, samples, features, blocks, [&](i64 j, i64 end, i64 size) {
+        if (j + AHEAD < count) prefetch_span(array + placed[j + AHEAD], block);
+        const i64 start = placed[j];
+        float* const row = rows + j * block;
+        if (__builtin_expect(start + block <= end, 1)) {
+          copy<Z>(row, array + start, block);
+        } else {
+          pieces(start, block, end, size,
+                 [&](i64 place, i64 at, i64 length) { copy<0>(row + place, array + at, length); });
         }
       });
-    }
+    });
+  });
+  for (i64 k = 0; !right; ++k) {
+    if (placing.wrong(k)) return k;
   }
-  return fits ? -1 : without_room(by, ids, batch, features);
+  return -1;
 }
 
 // array += scale * gradients of the blocks
@@ -217,12 +236,11 @@ extern "C" void add_blocks(float* array, const i64* starts, const float* gradien
                            i64 count, i64 batch, i64 features, i64 blocks, i64 window_count, i64 block, float scale,
                            int threads) {
   const Windows windows{sizes, bases, window_count};
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  team(threads, [&](int thread, int threads) {
     i64 low, high;
-    my_range(count, low, high);
+    range_of(count, thread, threads, low, high);
     add_range(array, starts, gradient, batch, features, blocks, windows, block, low, high, scale);
-  }
+  });
 }
 
 // Adagrad, element by element, on the summed gradients. `scratch` is null, or `count` zeros, which it leaves as zeros:
@@ -231,10 +249,9 @@ extern "C" void adagrad_blocks(float* array, float* total, float* scratch, const
                                const i64* sizes, const i64* bases, i64 count, i64 batch, i64 features, i64 blocks,
                                i64 window_count, i64 block, float lr, float eps, int threads) {
   const Windows windows{sizes, bases, window_count};
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  team(threads, [&](int thread, int threads) {
     i64 low, high;
-    my_range(count, low, high);
+    range_of(count, thread, threads, low, high);
     if (scratch) {
       add_range(scratch, starts, gradient, batch, features, blocks, windows, block, low, high, 1);
       for (i64 i = low; i < high; ++i) {
@@ -244,13 +261,14 @@ extern "C" void adagrad_blocks(float* array, float* total, float* scratch, const
     } else {
       static thread_local Groups groups;
       groups.start(1024);
-      touching(array, starts, batch, features, blocks, windows, block, low, high, [&](i64 j, i64 start, i64 end, i64 size) {
+      const auto sort = [&](i64 j, i64 start, i64 end, i64 size) {
         pieces(start, block, end, size, [&](i64, i64 at, i64 length) {
           const i64 first = std::max(at, low), last = std::min(at + length, high);
           if (first >= last) return;
           for (i64 line = first / LINE; line <= (last - 1) / LINE; ++line) groups.add(line, static_cast<u32>(j));
         });
-      });
+      };
+      touching(array, nullptr, starts, batch, features, blocks, windows, block, low, high, sort);
       for (i64 k = 0; k < groups.size(); ++k) {
         if (k + AHEAD < groups.size()) {
           prefetch<1>(array + groups.key(k + AHEAD) * LINE, LINE);
@@ -272,7 +290,7 @@ extern "C" void adagrad_blocks(float* array, float* total, float* scratch, const
         for (i64 i = from; i < to; ++i) adagrad_element(array[i], total[i], sum[i - from], lr, eps);
       }
     }
-  }
+  });
 }
 
 // out[batch, features, dim] = values, times -1 where the hash of (feature, id, element) has a 0 in its lowest bit
