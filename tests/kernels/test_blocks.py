@@ -75,7 +75,7 @@ def test_ids_are_checked_as_they_are_read(lookup, on, narrow):
     exact = robe.read_blocks(array, ids, *place, *windows, own)
     with contextlib.nullcontext() if on else native.off():
         out, starts = robe.read_blocks(array, ids, *place, *windows, own, limits, False)
-        assert torch.equal(out, exact[0]) and starts.shape == (0, *exact[1].shape[1:])
+        assert torch.equal(out, exact[0]) and starts.shape == (0,)
         for wrong in (60, -1) if len(ids) else ():
             ids[-1, -1] = wrong
             row, feature = len(ids) - 1, ids.shape[1] - 1

@@ -142,7 +142,7 @@ def test_ids_are_checked_against_their_tables(dtype, on):
         for position, wrong in ((5, 1), (2, -1), (0, 3)):  # the first of them is named
             bad.view(-1)[position] = wrong
             row, feature = divmod(position, 3)
-            said = f"id {wrong} of feature {feature} \\(row {row} of the batch\\) is outside its table of {sizes[feature]} rows"
+            said = f"id {wrong} of feature {feature} \\(row {row} .* is outside its table of {sizes[feature]} rows"
             with pytest.raises(IndexError, match=said):
                 gather.check_ids(bad, limits)
             with pytest.raises(IndexError, match=said):
@@ -158,7 +158,7 @@ def test_tables_that_are_stacked(lookup, keep):
     limits, starts = torch.full((features,), len(table)), torch.arange(features) * len(table)
     rows, index = gather.table_rows(stacked, ids, limits, starts, keep)
     assert torch.equal(rows, stacked[ids.long() + starts])
-    assert torch.equal(index, (ids + starts)[: len(ids) if keep else 0])
+    assert torch.equal(index, ids + starts) if keep else len(index) == 0
     with native.off():
         plain = gather.table_rows(stacked, ids, limits, starts, keep)
     assert torch.equal(plain[0], rows) and torch.equal(plain[1], index)

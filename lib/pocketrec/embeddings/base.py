@@ -100,7 +100,10 @@ class Embedding(nn.Module):
         raise NotImplementedError
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Embed int64 ids [batch, features] -> [batch, features, out_dim]; they are checked unless `checks_ids`."""
+        """Embed checked int64 ids [batch, features] -> [batch, features, out_dim].
+
+        With `checks_ids` they come as they were given, and it is here that they are checked.
+        """
         raise NotImplementedError
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
@@ -183,10 +186,12 @@ class Embedding(nn.Module):
     def _checked(self, ids: Tensor) -> Tensor:
         if ids.ndim != 2 or ids.shape[1] != len(self.cardinalities):
             raise ValueError(f"ids must be [batch, {len(self.cardinalities)}], got {list(ids.shape)}")
+        if ids.is_cpu and self.checks_ids:
+            return ids
         if torch.compiler.is_compiling():
             return ids.long()
         if ids.is_cpu:
-            return ids if self.checks_ids else gather.check_ids(ids, self.limits)
+            return gather.check_ids(ids, self.limits)
         ids = ids.long()
         bad = (ids < 0) | (ids >= self.limits)
         # a device is asked now and then, since every question waits for its queue; no foreign row meanwhile

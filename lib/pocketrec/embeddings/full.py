@@ -56,7 +56,8 @@ class Full(Embedding):
             uniform_(table, 1 / sqrt(len(table)), draw)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        return self.table(ids, gather.Tables(self._buffers["limits"], self._buffers["offsets"]))
+        of = self._buffers  # as attributes they would take longer to find
+        return self._modules["table"](ids, gather.Tables(of["limits"], of["offsets"]))
 
     def lookup_pairs(self, ids: Tensor, first: Tensor | None) -> Tensor | None:
         quantized = type(self.table) is not Rows

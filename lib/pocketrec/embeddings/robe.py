@@ -112,6 +112,7 @@ class Robe(Embedding):
         if layout == "authors" and (sign or hash != "universal" or sum(cardinalities) * robe.AUTHORS_PRIME >= 1 << 63):
             raise ValueError(f"{self.name}: layout: authors has a hash of its own, no sign, and room for 4.5e9 rows")
         self.block_size, self.hash, self.layout, self.sign = block_size, hash, layout, sign
+        self.kind = robe.HASHES.index("authors" if layout == "authors" else hash)
         self.array = Array(size)
         uniform_(self.array.weight.data, init_scale or 1 / sqrt(max(self.cardinalities)), generator(seed))
         draw = generator(seed, 1)
@@ -153,7 +154,8 @@ class Robe(Embedding):
 
     def lookup(self, ids: Tensor) -> Tensor:
         place, windows = self._where()
-        values = self.array.blocks(ids, self._buffers["limits"], place, windows, self._buffers["own"])
+        of = self._buffers  # as attributes they would take longer to find than the blocks
+        values = self._modules["array"].blocks(ids, of["limits"], place, windows, of["own"])
         if not self.sign:
             return values
         return robe.flip(values, ids, self.flip_table, self.flip_piece, self.flip_multiplier, place.kind)
@@ -165,9 +167,8 @@ class Robe(Embedding):
         return interaction.pair_blocks(self.array.weight, ids, first, *place, *windows, self.own)
 
     def _where(self) -> tuple[robe.Hash, robe.Windows]:
-        kind = robe.HASHES.index("authors" if self.layout == "authors" else self.hash)
-        of = self._buffers  # as attributes they would take longer to find than the blocks
-        place = robe.Hash(of["place_table"], of["place_piece"], of["place_multiplier"], kind)
+        of = self._buffers
+        place = robe.Hash(of["place_table"], of["place_piece"], of["place_multiplier"], self.kind)
         return place, robe.Windows(of["window_sizes"], of["window_bases"], self.block_size)
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:

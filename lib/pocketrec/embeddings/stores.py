@@ -93,7 +93,9 @@ class Array(nn.Module):
         """Read elements: int64 [...] -> [...]."""
         return self.weight.index_select(0, index.flatten()).view(index.shape)
 
-    def blocks(self, ids: Tensor, limits: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None) -> Tensor:
+    def blocks(
+        self, ids: Tensor, limits: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None
+    ) -> Tensor:
         """Read the blocks at which ids [batch, features], which must be below their limits, are placed.
 
         Returns:
@@ -240,7 +242,9 @@ class QuantizedArray(nn.Module):
         flat = index.flatten()
         return self.packed.elements(flat // GROUP, flat % GROUP).view(index.shape)
 
-    def blocks(self, ids: Tensor, limits: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None) -> Tensor:
+    def blocks(
+        self, ids: Tensor, limits: Tensor, place: robe.Hash, windows: robe.Windows, own: Tensor | None
+    ) -> Tensor:
         """Read the blocks at which ids are placed, as `Array.blocks` does."""
         ids = gather.checked(ids, limits)
         return self(robe.elements(robe.starts(ids, place, windows, own), windows)).flatten(2)

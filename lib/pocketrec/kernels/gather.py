@@ -23,6 +23,9 @@ from torch import Tensor
 from pocketrec.kernels import gpu, native
 from pocketrec.kernels.operators import on_processor, operator
 
+INTEGERS = {torch.int32: 4, torch.int64: 8}
+NOWHERE = torch.empty(0, dtype=torch.int64)  # instead of where was read, if that is not kept
+
 
 class Tables(NamedTuple):
     """Tables that are stacked in one: the rows of each and where they start, int64 [features]."""
@@ -46,15 +49,16 @@ def check_ids(ids: Tensor, limits: Tensor) -> Tensor:
         return ids
     ids, width = integers(ids)
     wide = torch.empty_like(ids, dtype=torch.int64) if width == 4 else None
-    pointers = map(native.pointer, (ids, limits, wide))
+    pointers = native.pointers(ids, limits, wide)
     refuse(ids, limits, functions.check_ids(*pointers, *ids.shape, width, native.threads(ids.numel())))
     return ids if wide is None else wide
 
 
 def integers(ids: Tensor) -> tuple[Tensor, int]:
     """Return ids as the C++ takes them, contiguous, and the bytes of one: 4 or 8."""
-    narrow = ids.dtype is torch.int32
-    return (ids if narrow else ids.long()).contiguous(), 4 if narrow else 8
+    if ids.dtype not in INTEGERS:
+        ids = ids.long()
+    return ids.contiguous(), INTEGERS[ids.dtype]
 
 
 def refuse(ids: Tensor, limits: Tensor, position: int) -> None:
@@ -69,7 +73,7 @@ def refuse(ids: Tensor, limits: Tensor, position: int) -> None:
 
 def kept(places: Tensor, ids: Tensor) -> Tensor:
     """Return where a lookup of ids has read, which its gradient needs."""
-    if len(places) < len(ids):
+    if places.numel() < ids.numel():
         raise ValueError("a lookup has no gradient unless it is called with keep=True")
     return places
 
@@ -92,26 +96,26 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
         return F.embedding(index, table)
     index = index.long().contiguous()
     out = table.new_empty(*index.shape, table.shape[1])
-    pointers = map(native.pointer, (table, index, out))
+    pointers = native.pointers(table, index, out)
     bad = functions.gather(*pointers, *table.shape, index.numel(), native.threads(out.numel()))
     _check(index, bad, table)
     return out
 
 
-def _table_rows(
-    table: Tensor, ids: Tensor, limits: Tensor, starts: Tensor, keep: bool = True
-) -> tuple[Tensor, Tensor]:
+def _table_rows(table: Tensor, ids: Tensor, limits: Tensor, starts: Tensor, keep: bool = True) -> tuple[Tensor, Tensor]:
     functions = native.library("gather") if on_processor(table) else None
     if functions is None:
         index = stacked(ids, Tables(limits, starts))
-        return _rows(table, index), index if keep else index[:0]
+        return _rows(table, index), index if keep else index.new_empty(0)
     ids, bytes = integers(ids)
     batch, features = ids.shape
     out = torch.empty(batch, features, table.shape[1])
-    index = torch.empty(batch if keep else 0, features, dtype=torch.int64)
-    pointers = map(native.pointer, (table, ids, limits, starts, index if keep else None, out))
+    index = torch.empty(batch, features, dtype=torch.int64) if keep else NOWHERE
+    pointers = native.pointers(table, ids, limits, starts, index if keep else None, out)
     shape = (*table.shape, batch, features)
-    refuse(ids, limits, functions.gather_tables(*pointers, *shape, bytes, native.threads(out.numel())))
+    bad = functions.gather_tables(*pointers, *shape, bytes, native.threads(out.numel()))
+    if bad >= 0:
+        refuse(ids, limits, bad)
     return out, index
 
 
@@ -150,7 +154,7 @@ def _train(
     function: Callable, table: Tensor, total: Tensor | None, index: Tensor, gradient: Tensor, *rates: float
 ) -> None:
     index = index.long().contiguous()
-    pointers = map(native.pointer, (table, total, index, gradient))
+    pointers = native.pointers(table, total, index, gradient)
     bad = function(*pointers, *table.shape, index.numel(), *rates, native.threads(gradient.numel()))
     _check(index, bad, table)
 
@@ -173,7 +177,7 @@ table_rows = operator(
     _table_rows,
     lambda table, ids, limits, starts, keep=True: (
         table.new_empty(*ids.shape, table.shape[1]),
-        ids.new_empty(ids.shape[0] if keep else 0, ids.shape[1], dtype=torch.int64),
+        ids.new_empty(ids.shape if keep else (0,), dtype=torch.int64),
     ),
     backward=lambda ctx, gradient, _: (sum_rows(gradient, ctx.index, ctx.count), *[None] * 4),
     save=lambda ctx, inputs, output: ctx.__dict__.update(index=kept(output[1], inputs[1]), count=inputs[0].shape[0]),

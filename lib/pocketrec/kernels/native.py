@@ -75,6 +75,11 @@ def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def pointers(*tensors: Tensor | None) -> list[int | None]:
+    """Return the `pointer` of each, sooner than one by one."""
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
 def _load(family: str) -> tuple[ctypes.CDLL | None, str]:
     if family not in _loaded:
         _loaded[family] = _built(family)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_dispatch_modes = torch._C._len_torch_dispatch_stack  # of fake tensors, tracers and counters
+_graded, _compiling = torch.is_grad_enabled, torch.compiler.is_compiling
+_modes = torch._C._len_torch_dispatch_stack  # fake tensors, tracers and counters
 _profiled = torch.autograd._profiler_enabled
 LIBRARY = torch.library.Library("pocketrec", "DEF")
 
@@ -40,7 +41,7 @@ def operator(
     registered = getattr(torch.ops.pocketrec, name).default
 
     def call(*inputs: Any) -> Any:
-        watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or _dispatch_modes() or _profiled()
+        watched = _graded() or _compiling() or _modes() or _profiled()
         return registered(*inputs) if watched else compute(*inputs)
 
     call.registered = registered

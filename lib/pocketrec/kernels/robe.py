@@ -74,6 +74,16 @@ def elements(starts: Tensor, windows: Windows) -> Tensor:
     return within % sizes + bases
 
 
+def _read_by_torch(
+    array: Tensor, ids: Tensor, place: Hash, windows: Windows, own: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if kernels := gpu.library("robe", array):
+        return kernels.read_blocks(array, ids, *place, *windows, own)
+    start = starts(ids, place, windows, own)
+    index = elements(start, windows)
+    return array.index_select(0, index.flatten()).view(index.shape).flatten(2), start
+
+
 def _read(
     array: Tensor,
     ids: Tensor,
@@ -88,23 +98,18 @@ def _read(
     limits: Tensor | None = None,
     keep: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    if kernels := gpu.library("robe", array):
-        out, start = kernels.read_blocks(array, ids, table, piece, multiplier, kind, sizes, bases, block_size, own)
-        return out, start if keep else start[:0]
     functions = native.library("robe") if on_processor(array) else None
     if functions is None:
-        ids = ids if limits is None else gather.checked(ids, limits)
-        windows = Windows(sizes, bases, block_size)
-        start = starts(ids, Hash(table, piece, multiplier, kind), windows, own)
-        index = elements(start, windows)
-        return array.index_select(0, index.flatten()).view(index.shape).flatten(2), start if keep else start[:0]
+        place, windows = Hash(table, piece, multiplier, kind), Windows(sizes, bases, block_size)
+        out, start = _read_by_torch(array, ids if limits is None else gather.checked(ids, limits), place, windows, own)
+        return out, start if keep else start.new_empty(0)
     ids, bytes = gather.integers(ids)
-    batch, features, blocks = *ids.shape, len(piece)
+    batch, features, blocks = *ids.shape, piece.numel()
     out = torch.empty(batch, features, blocks * block_size)
-    start = torch.empty(batch if keep else 0, features, blocks, dtype=torch.int64)
+    start = torch.empty(batch, features, blocks, dtype=torch.int64) if keep else gather.NOWHERE
     tensors = (array, ids, limits, table, piece, multiplier, sizes, bases, own, start if keep else None, out)
-    shape = (batch, features, blocks, len(sizes), block_size)
-    bad = functions.read_blocks(*map(native.pointer, tensors), *shape, bytes, kind, native.threads(out.numel()))
+    shape = (batch, features, blocks, sizes.numel(), block_size)
+    bad = functions.read_blocks(*native.pointers(*tensors), *shape, bytes, kind, native.threads(out.numel()))
     if bad >= 0:
         if limits is not None and not 0 <= ids.flatten()[bad] < limits[bad % features]:
             gather.refuse(ids, limits, bad)
@@ -127,7 +132,7 @@ def _add(array: Tensor, starts: Tensor, gradient: Tensor, windows: Windows, scal
         array.index_add_(0, elements(starts, windows).flatten(), gradient.flatten(), alpha=scale)
         return
     starts = starts.contiguous()
-    pointers = map(native.pointer, (array, starts, gradient, windows.sizes, windows.bases))
+    pointers = native.pointers(array, starts, gradient, windows.sizes, windows.bases)
     shape = (len(array), *starts.shape, len(windows.sizes), windows.block_size)
     functions.add_blocks(*pointers, *shape, scale, native.threads(gradient.numel()))
 
@@ -157,7 +162,7 @@ def _train(
     else:
         # to pass over all of the array is cheaper than to sort out its touched lines, until it is much larger
         starts, scratch = starts.contiguous(), _zeros(len(array)) if len(array) <= 4 * gradient.numel() else None
-        pointers = map(native.pointer, (array, total, scratch, starts, gradient, sizes, bases))
+        pointers = native.pointers(array, total, scratch, starts, gradient, sizes, bases)
         shape = (len(array), *starts.shape, len(sizes), block_size)
         functions.adagrad_blocks(*pointers, *shape, lr, eps, native.threads(gradient.numel()))
 
@@ -182,7 +187,7 @@ def _flip(values: Tensor, ids: Tensor, table: Tensor, piece: Tensor, multiplier:
         bit = value & 1 if kind == UNIVERSAL else value >> 31
         return values * (2 * bit - 1)
     ids, out = ids.long().contiguous(), torch.empty_like(values)
-    pointers = map(native.pointer, (values, ids, table, piece, multiplier, out))
+    pointers = native.pointers(values, ids, table, piece, multiplier, out)
     functions.flip(*pointers, *out.shape, kind, native.threads(out.numel()))
     return out
 
@@ -192,15 +197,15 @@ _HASH, _WINDOWS = (
     "Tensor sizes, Tensor bases, int block_size",
 )
 
-# read_blocks(array, ids, *Hash, *Windows, own, limits, keep) -> the embeddings [batch, features, dim], and `starts`, empty
-# unless they are kept; an id that is not below its limit raises `IndexError`, on a processor
+# read_blocks(array, ids, *Hash, *Windows, own, limits, keep) -> the embeddings [batch, features, dim], and `starts`,
+# empty unless they are kept; an id that is not below its limit raises `IndexError`, on a processor
 read_blocks = operator(
     f"read_blocks(Tensor array, Tensor ids, {_HASH}, {_WINDOWS}, Tensor? own, Tensor? limits=None, bool keep=True) "
     "-> (Tensor, Tensor)",
     _read,
     lambda array, ids, table, piece, multiplier, kind, sizes, bases, block_size, own, limits=None, keep=True: (
         array.new_empty(*ids.shape, piece.shape[0] * block_size),
-        ids.new_empty(ids.shape[0] if keep else 0, ids.shape[1], piece.shape[0], dtype=torch.int64),
+        ids.new_empty((*ids.shape, piece.shape[0]) if keep else (0,), dtype=torch.int64),
     ),
     backward=lambda ctx, gradient, _: (sum_blocks(gradient, ctx.starts, *ctx.windows, ctx.count), *[None] * 11),
     save=lambda ctx, inputs, output: ctx.__dict__.update(

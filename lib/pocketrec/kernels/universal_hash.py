@@ -62,7 +62,7 @@ def _slots(ids: Tensor, a: Tensor, b: Tensor, sizes: Tensor) -> Tensor:
         return add(multiply(a, ids.unsqueeze(-1)), b) % sizes
     tensors = [t.long().contiguous() for t in (ids, a, b, sizes)]
     out = ids.new_empty(*ids.shape, a.shape[1], dtype=torch.int64)
-    functions.slots(*map(native.pointer, [*tensors, out]), *out.shape, native.threads(out.numel()))
+    functions.slots(*native.pointers(*tensors, out), *out.shape, native.threads(out.numel()))
     return out
 
 

@@ -182,15 +182,14 @@ def quantized(tables: Tables, quantize: str) -> Lookup:
 def limit(tables: Tables, ratio: float | None = None, block_size: int | None = None) -> Lookup:
     """Build what no lookup can beat: blocks read by indices that are known, as often the same ones, and kept in place.
 
-    From the uncompressed table, or from one `ratio` times smaller, `block_size` floats at a time.
+    From the uncompressed table, or from an array `ratio` times smaller, `block_size` floats that start anywhere in it.
     """
-    width = block_size or tables.dim
+    width, start = block_size or tables.dim, tables.offsets
     if ratio:
-        count = int(full_bytes(tables.cardinalities, tables.dim) / 4 / ratio) // width * width
-        memory = fill(huge(torch.empty(count, device=tables.device)))
+        count = int(full_bytes(tables.cardinalities, tables.dim) / 4 / ratio)
+        memory = fill(huge(torch.empty(count, device=tables.device))).unfold(0, width, 1)
     else:
         memory = tables.weight.detach()
-    memory, start = memory.view(-1, width), tables.offsets
     pieces = torch.arange(tables.dim // width, device=tables.device)
     outputs: dict[int, Tensor] = {}
 

@@ -105,17 +105,17 @@ def copy(source: Tensor, target: Tensor) -> None:
     if functions is None:
         target.copy_(source)
     else:
-        functions.copy_all(*map(native.pointer, (source, target)), len(source), torch.get_num_threads())
+        functions.copy_all(*native.pointers(source, target), len(source), torch.get_num_threads())
 
 
 def gather(table: Tensor, index: Tensor, out: Tensor) -> None:
-    """Read rows by int32 indices that are right, into memory that is there."""
+    """Read rows, which may overlap, by int32 indices that are right, into memory that is there."""
     functions = native.library("probe") if table.device.type == "cpu" else None
     if functions is None:
         torch.index_select(table, 0, index.flatten(), out=out.view(-1, table.shape[1]))
         return
-    pointers = map(native.pointer, (table, index, out))
-    functions.gather_limit(*pointers, table.shape[1], index.numel(), native.threads(out.numel()))
+    pointers = native.pointers(table, index, out)
+    functions.gather_limit(*pointers, table.stride(0), table.shape[1], index.numel(), native.threads(out.numel()))
 
 
 def _best(call: Any, repeats: int = 5) -> float:

@@ -20,6 +20,9 @@ using u32 = std::uint32_t;
 
 constexpr int AHEAD = 16;  // how many lookups ahead memory is asked for
 
+// The same for rows of a large table, of which the first cache holds so many lines that come from memory.
+inline i64 rows_ahead(i64 width) { return std::clamp<i64>(768 / std::max<i64>(1, width), AHEAD, 48); }
+
 // Asks for the lines of a row, to be read or written.
 template <int WRITE = 0>
 inline void prefetch(const float* row, i64 width) {
@@ -117,7 +120,24 @@ inline i64 flagged(const unsigned char* flags, i64 n, u32* list) {
   return count;
 }
 
-// Ids of samples, int32 or int64 (`bytes`) [batch, features], and how many each table has, or null where any id will do.
+// The highest bit is set unless 0 <= x < limit: many are joined by |, which compilers make vectors of.
+inline u64 outside(u64 x, u64 limit) { return x | (limit - 1 - x); }
+
+// What each feature has, once for each of some samples, so that a plain loop passes over all of them; in memory of this
+// thread.
+template <int Use>
+inline const i64* spread(const i64* row, i64 features, i64 samples) {
+  i64* const to = memory<i64, Use>(samples * features);
+  std::copy(row, row + (samples ? features : 0), to);
+  for (i64 k = features; k < samples * features; ++k) to[k] = to[k - features];
+  return to;
+}
+
+// How many samples of so many lookups make a piece: its places stay in the first cache.
+inline i64 samples_of(i64 lookups, i64 piece = 512) { return piece / std::max<i64>(1, lookups) + 1; }
+
+// Ids of samples, int32 or int64 (`bytes`) [batch, features], and how many each table has, spread out over a piece, or null
+// where any id will do.
 struct Ids {
   const void* at;
   const i64* limits;
@@ -128,7 +148,7 @@ struct Ids {
     return bytes == 4 ? static_cast<const std::int32_t*>(at)[k] : static_cast<const i64*>(at)[k];
   }
 
-  bool outside(i64 k) const { return limits && static_cast<u64>((*this)[k]) >= static_cast<u64>(limits[k % features]); }
+  bool wrong(i64 k) const { return limits && outside((*this)[k], limits[k % features]) >> 63; }
 
   // Widens the ids of some samples; returns whether all lie inside their tables.
   bool read(i64 first, i64 samples, i64* wide) const {
@@ -138,14 +158,10 @@ struct Ids {
 
   template <class Id>
   bool widen(const Id* __restrict ids, i64 samples, i64* __restrict wide) const {
-    bool outside = false;
+    u64 wrong = 0;
     for (i64 k = 0; k < samples * features; ++k) wide[k] = ids[k];
-    for (i64 b = 0; limits && b < samples; ++b) {
-      for (i64 f = 0; f < features; ++f) {
-        outside |= static_cast<u64>(wide[b * features + f]) >= static_cast<u64>(limits[f]);
-      }
-    }
-    return !outside;
+    for (i64 k = 0; limits && k < samples * features; ++k) wrong |= outside(wide[k], limits[k]);
+    return !(wrong >> 63);
   }
 };
 

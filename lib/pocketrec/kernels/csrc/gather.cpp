@@ -6,12 +6,12 @@
 
 namespace {
 
-constexpr i64 PIECE = 1024;  // lookups whose ids are checked before the first of them is read
+constexpr i64 PIECE = 2048;  // lookups whose ids are checked before the first of them is read
 
 bool inside(const i64* index, i64 rows, i64 n) {
-  bool outside = false;
-  for (i64 j = 0; j < n; ++j) outside |= static_cast<u64>(index[j]) >= static_cast<u64>(rows);
-  return !outside;
+  u64 wrong = 0;
+  for (i64 j = 0; j < n; ++j) wrong |= outside(index[j], rows);
+  return !(wrong >> 63);
 }
 
 // The first position whose index lies outside the table, or -1.
@@ -24,9 +24,10 @@ i64 first_outside(const i64* index, i64 rows, i64 n) {
 
 template <int W>
 void read(const float* table, const i64* index, float* out, i64 width, i64 n) {
-  for (i64 j = 0; j < std::min<i64>(AHEAD, n); ++j) prefetch(table + index[j] * width, width);
+  const i64 ahead = rows_ahead(width);
+  for (i64 j = 0; j < std::min(ahead, n); ++j) prefetch(table + index[j] * width, width);
   for (i64 j = 0; j < n; ++j) {
-    if (j + AHEAD < n) prefetch(table + index[j + AHEAD] * width, width);
+    if (j + ahead < n) prefetch(table + index[j + ahead] * width, width);
     copy<W>(out + j * width, table + index[j] * width, width);
   }
 }
@@ -36,13 +37,13 @@ void read(const float* table, const i64* index, float* out, i64 width, i64 n) {
 template <class Place>
 bool read_pieces(const float* table, float* out, i64 rows, i64 width, i64 batch, i64 features, int threads, Place place) {
   std::atomic<bool> right{true};
-  with_width(width, [&](auto w) {
-    in_pieces(batch, PIECE / std::max<i64>(1, features) + 1, threads, [&](i64 first, i64 samples) {
-      const i64* index = place(first, samples);
-      const i64 n = samples * features;
-      if (!index || !inside(index, rows, n)) right = false;
-      if (right) read<decltype(w)::value>(table, index, out + first * features * width, width, n);
-    });
+  in_pieces(batch, samples_of(features, PIECE), threads, [&](i64 first, i64 samples) {
+    const i64* index = place(first, samples);
+    const i64 n = samples * features;
+    if (!index || !inside(index, rows, n)) right = false;
+    if (!right) return;
+    float* const to = out + first * features * width;
+    with_width(width, [&](auto w) { read<decltype(w)::value>(table, index, to, width, n); });
   });
   return right;
 }
@@ -68,13 +69,14 @@ const u32* mine(const i64* index, i64 rows, i64 n, int thread, int threads, i64&
 
 // wide = ids, unless it is null. Returns the first position where 0 <= id < limits[feature] does not hold, or -1.
 extern "C" i64 check_ids(const void* at, const i64* limits, i64* wide, i64 batch, i64 features, int bytes, int threads) {
-  const Ids ids{at, limits, features, bytes};
+  const i64 most = std::min(batch, samples_of(features, PIECE));
+  const Ids ids{at, spread<1>(limits, features, most), features, bytes};
   std::atomic<bool> right{true};
-  in_pieces(batch, PIECE / std::max<i64>(1, features) + 1, threads, [&](i64 first, i64 samples) {
+  in_pieces(batch, most, threads, [&](i64 first, i64 samples) {
     if (!ids.read(first, samples, wide ? wide + first * features : memory<i64>(samples * features))) right = false;
   });
   for (i64 k = 0; !right; ++k) {
-    if (ids.outside(k)) return k;
+    if (ids.wrong(k)) return k;
   }
   return -1;
 }
@@ -89,18 +91,18 @@ extern "C" i64 gather(const float* table, const i64* index, float* out, i64 rows
 // is null. Returns the first position whose id lies outside its table, or whose table lies outside, or -1.
 extern "C" i64 gather_tables(const float* table, const void* at, const i64* limits, const i64* starts, i64* index,
                              float* out, i64 rows, i64 width, i64 batch, i64 features, int bytes, int threads) {
-  const Ids ids{at, limits, features, bytes};
+  const i64 most = std::min(batch, samples_of(features, PIECE));
+  const Ids ids{at, spread<1>(limits, features, most), features, bytes};
+  starts = spread<2>(starts, features, most);
   const auto place = [&](i64 first, i64 samples) -> const i64* {
-    i64* const to = index ? index + first * features : memory<i64>(samples * features);
+    i64* __restrict const to = index ? index + first * features : memory<i64>(samples * features);
     if (!ids.read(first, samples, to)) return nullptr;
-    for (i64 b = 0; b < samples; ++b) {
-      for (i64 f = 0; f < features; ++f) to[b * features + f] += starts[f];
-    }
+    for (i64 k = 0; k < samples * features; ++k) to[k] += starts[k];
     return to;
   };
   if (read_pieces(table, out, rows, width, batch, features, threads, place)) return -1;
   i64 k = 0;
-  while (!ids.outside(k) && static_cast<u64>(starts[k % features] + ids[k]) < static_cast<u64>(rows)) ++k;
+  while (!ids.wrong(k) && !(outside(starts[k % features] + ids[k], rows) >> 63)) ++k;
   return k;
 }
 
@@ -113,11 +115,12 @@ extern "C" i64 sgd(float* table, float*, const i64* index, const float* gradient
     constexpr int W = decltype(w)::value;
     team(threads, [&](int thread, int threads) {
       i64 count;
+      const i64 ahead = rows_ahead(width);
       const u32* list = mine(index, rows, n, thread, threads, count, right);
       for (i64 k = 0; k < count; ++k) {
-        if (k + AHEAD < count) {
-          prefetch<1>(table + index[list[k + AHEAD]] * width, width);
-          prefetch(gradient + list[k + AHEAD] * width, width);
+        if (k + ahead < count) {
+          prefetch<1>(table + index[list[k + ahead]] * width, width);
+          prefetch(gradient + list[k + ahead] * width, width);
         }
         add<W>(table + index[list[k]] * width, gradient + list[k] * width, width, -lr);
       }

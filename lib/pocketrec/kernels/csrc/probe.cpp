@@ -31,14 +31,16 @@ extern "C" void copy_all(const float* from, float* to, i64 count, int threads) {
   }
 }
 
-// Rows by indices that are known and right, into memory that is there: a lookup without anything but the reading.
-extern "C" void gather_limit(const float* table, const u32* index, float* out, i64 width, i64 n, int threads) {
+// Floats from places that are known and right, index * step, into memory that is there: a lookup without anything but
+// the reading.
+extern "C" void gather_limit(const float* table, const u32* index, float* out, i64 step, i64 width, i64 n, int threads) {
+  const i64 ahead = step < width ? AHEAD : rows_ahead(width);
   with_width(width, [&](auto w) {
     constexpr int W = decltype(w)::value;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (i64 j = 0; j < n; ++j) {
-      if (j + AHEAD < n) prefetch(table + index[j + AHEAD] * width, width);
-      copy<W>(out + j * width, table + index[j] * width, width);
+      if (j + ahead < n) prefetch_span(table + index[j + ahead] * step, width);
+      copy<W>(out + j * width, table + index[j] * step, width);
     }
   });
 }

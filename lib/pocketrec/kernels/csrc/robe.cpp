@@ -10,7 +10,6 @@ namespace {
 enum Hash { UNIVERSAL, MULTIPLY_SHIFT, AUTHORS };
 constexpr u64 AUTHORS_PRIME = 2038074743;
 constexpr i64 LINE = 16;   // floats that are trained together where the array is too large to be passed over
-constexpr i64 PIECE = 512;  // blocks, or a few more, that are placed before the first of them is read
 
 struct Windows {
   const i64 *sizes, *bases;
@@ -33,9 +32,6 @@ inline void each_block(const Windows& windows, i64 samples, i64 features, i64 bl
     }
   }
 }
-
-// How many samples of `stride` blocks make a piece.
-inline i64 samples_of(i64 stride) { return PIECE / std::max<i64>(1, stride) + 1; }
 
 // Calls f(place in the block, place in the array, length) for each piece of a block: more than one where it wraps,
 // none where it starts behind its window.
@@ -115,7 +111,7 @@ struct Placing {
   u64 *terms, *multipliers, *bases;
   Modulo* moduli;
 
-  void spread(const i64* table, const i64* piece, const i64* multiplier, i64 samples) {
+  void constants(const i64* table, const i64* piece, const i64* multiplier, i64 samples) {
     const i64 stride = ids.features * blocks, n = samples * stride;
     terms = memory<u64, 0>(n), multipliers = memory<u64, 1>(n), bases = memory<u64, 2>(n), moduli = memory<Modulo>(n);
     for (i64 j = 0; j < std::min(n, stride); ++j) {
@@ -179,7 +175,7 @@ struct Placing {
 
   bool wrong(i64 k) const {
     const i64 f = k % ids.features;
-    return ids.outside(k) || (own && own[f] && static_cast<u64>(ids[k]) >= room_of(f));
+    return ids.wrong(k) || (own && own[f] && static_cast<u64>(ids[k]) >= room_of(f));
   }
 };
 
@@ -199,9 +195,10 @@ extern "C" i64 read_blocks(const float* array, const void* at, const i64* limits
                            i64* starts, float* out, i64 batch, i64 features, i64 blocks, i64 window_count, i64 block,
                            int bytes, int hash, int threads) {
   const Windows windows{sizes, bases, window_count};
-  Placing placing{{at, limits, features, bytes}, blocks, block, windows, hash, own, {}, {}, {}, {}};
-  const i64 stride = features * blocks, most = samples_of(stride);
-  placing.spread(table, piece, multiplier, std::min(most, batch));
+  const i64 stride = features * blocks, most = std::min(batch, samples_of(stride));
+  const Ids ids{at, limits ? spread<4>(limits, features, most) : nullptr, features, bytes};
+  Placing placing{ids, blocks, block, windows, hash, own, {}, {}, {}, {}};
+  placing.constants(table, piece, multiplier, most);
   std::atomic<bool> right{true};
   in_pieces(batch, most, threads, [&](i64 first, i64 samples) {
     i64* const placed = starts ? starts + first * stride : memory<i64, 3>(samples * stride);
