@@ -186,7 +186,9 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
         # out, and for a step the gradient in and the numbers read and written again
         "bytes_moved": 4 * tables.dim * lookups * (2 if work == "forward" else 5),
     }
-    for round_ in rounds(calls, options):
+    with torch.inference_mode(work == "forward"):
+        taken = rounds(calls, options)
+    for round_ in taken:
         for place, ms in round_.ms.items():
             timed[place].samples.append(
                 about | {"ms": ms, "foreign": round_.foreign, "core_to_core_ns": round_.core_to_core_ns}
@@ -196,7 +198,7 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
 def _call(lookup: Lookup, prepared: Sequence[Any], gradient: Tensor, work: str) -> Callable[[], Any]:
     turn = cycle(prepared)
     if work == "forward":
-        return torch.inference_mode()(lambda: lookup.forward(next(turn)))
+        return lambda: lookup.forward(next(turn))
     return lambda: lookup.step(next(turn), gradient)
 
 

@@ -142,10 +142,11 @@ def _lookup(module: Embedding, route: str) -> Lookup:
 
     def train(trainer: SGD | None) -> None:  # `optim.in_place` without its beginning and end, which a training has once
         for store in stores:
-            store.trainer = trainer
+            if store.trainer is not trainer:
+                store.trainer = trainer
 
-    def forward(ids: Tensor) -> Tensor:
-        with native.off() if plain else nullcontext():
+    def without_kernels(ids: Tensor) -> Tensor:
+        with native.off():
             return module(ids)
 
     def step(ids: Tensor, gradient: Tensor) -> None:
@@ -157,10 +158,9 @@ def _lookup(module: Embedding, route: str) -> Lookup:
 
     def expected(ids: Tensor) -> Tensor:
         train(None)
-        with native.off():
-            return module(ids)
+        return without_kernels(ids)
 
-    return Lookup(forward, step, expected, list(module.parameters()))
+    return Lookup(without_kernels if plain else module, step, expected, list(module.parameters()))
 
 
 def quantized(tables: Tables, quantize: str) -> Lookup:

@@ -114,13 +114,13 @@ struct Placing {
   void constants(const i64* table, const i64* piece, const i64* multiplier, i64 samples) {
     const i64 stride = ids.features * blocks, n = samples * stride;
     terms = memory<u64, 0>(n), multipliers = memory<u64, 1>(n), bases = memory<u64, 2>(n), moduli = memory<Modulo>(n);
-    for (i64 j = 0; j < std::min(n, stride); ++j) {
-      const i64 f = j / blocks, c = j % blocks, window = windows.count > 1 ? f : 0;
-      terms[j] = hash == UNIVERSAL ? add_p(table[f], piece[c]) : table[f] + piece[c];
-      multipliers[j] = multiplier[c];
-      if (j && windows.count == 1) continue;
-      bases[j] = windows.bases[window];
-      moduli[j] = Modulo(std::max<i64>(1, windows.sizes[window] - (hash == AUTHORS ? block - 1 : 0)));
+    for (i64 f = 0, j = 0; f < ids.features && samples; ++f) {
+      const i64 window = windows.count > 1 ? f : 0, less = hash == AUTHORS ? block - 1 : 0;
+      const Modulo modulo = f && windows.count == 1 ? moduli[0] : Modulo(std::max<i64>(1, windows.sizes[window] - less));
+      for (i64 c = 0; c < blocks; ++c, ++j) {
+        terms[j] = hash == UNIVERSAL ? add_p(table[f], piece[c]) : table[f] + piece[c];
+        multipliers[j] = multiplier[c], bases[j] = windows.bases[window], moduli[j] = modulo;
+      }
     }
     for (i64 j = stride; j < n; ++j) {
       terms[j] = terms[j - stride], multipliers[j] = multipliers[j - stride];
@@ -134,9 +134,18 @@ struct Placing {
     const i64 n = samples * ids.features;
     i64 *const wide = memory<i64, 1>(n), *const x = blocks > 1 ? memory<i64, 2>(n * blocks) : wide;
     if (!ids.read(first, samples, wide)) return false;
-    for (i64 k = 0; k < n && blocks > 1; ++k) std::fill(x + k * blocks, x + (k + 1) * blocks, wide[k]);
+    if (blocks > 1) with_width(blocks, [&](auto b) { repeat<decltype(b)::value>(wide, n, x); });
     windows.count > 1 ? hashed<false>(x, n * blocks, to) : hashed<true>(x, n * blocks, to);
     return !own || place_own(wide, samples, to);
+  }
+
+  // Every id once for each of its blocks; B is their number, or 0 for any.
+  template <int B>
+  void repeat(const i64* __restrict wide, i64 n, i64* __restrict x) const {
+    const i64 count = B ? B : blocks;
+    for (i64 k = 0; k < n; ++k) {
+      for (i64 c = 0; c < count; ++c) x[k * count + c] = wide[k];
+    }
   }
 
   template <bool ONE>
