@@ -83,21 +83,20 @@ inline T* memory(i64 count) {
   return kept.data();
 }
 
-// Calls f in each of some threads; one alone is not worth a team.
+// Calls f(thread, threads) in each of some threads; one alone is not worth a team. Every thread has a copy of f, which
+// should hold values: what lies beside the variables of another thread is slow to read.
 template <class F>
 inline void team(int threads, F f) {
   if (threads <= 1) return f(0, 1);
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) firstprivate(f)
   f(omp_get_thread_num(), omp_get_num_threads());
 }
 
-// Calls f(first, count) for pieces of [0, n), each thread for pieces of its part.
+// Calls f(first, count) for the pieces of this thread's part of [0, n).
 template <class F>
-inline void in_pieces(i64 n, i64 piece, int threads, F f) {
-  team(threads, [&](int thread, int threads) {
-    const i64 end = n * (thread + 1) / threads;
-    for (i64 first = n * thread / threads; first < end; first += piece) f(first, std::min(piece, end - first));
-  });
+inline void in_pieces(i64 n, i64 piece, int thread, int threads, F f) {
+  const i64 end = n * (thread + 1) / threads;
+  for (i64 first = n * thread / threads; first < end; first += piece) f(first, std::min(piece, end - first));
 }
 
 // list = the positions of [0, n) whose flag is 1, where others are 0; returns how many. There is room for 16 more.
@@ -136,8 +135,8 @@ inline const i64* spread(const i64* row, i64 features, i64 samples) {
 // How many samples of so many lookups make a piece: its places stay in the first cache.
 inline i64 samples_of(i64 lookups, i64 piece = 512) { return piece / std::max<i64>(1, lookups) + 1; }
 
-// Ids of samples, int32 or int64 (`bytes`) [batch, features], and how many each table has, spread out over a piece, or null
-// where any id will do.
+// Ids of samples, int32 or int64 (`bytes`) [batch, features], and how many each table has, or null where any id
+// will do.
 struct Ids {
   const void* at;
   const i64* limits;
@@ -146,6 +145,11 @@ struct Ids {
 
   i64 operator[](i64 k) const {
     return bytes == 4 ? static_cast<const std::int32_t*>(at)[k] : static_cast<const i64*>(at)[k];
+  }
+
+  // With the limits spread out over some samples, as `read` wants them.
+  Ids spread(i64 samples) const {
+    return {at, limits ? ::spread<9>(limits, features, samples) : nullptr, features, bytes};
   }
 
   bool wrong(i64 k) const { return limits && outside((*this)[k], limits[k % features]) >> 63; }

@@ -32,20 +32,11 @@ void read(const float* table, const i64* index, float* out, i64 width, i64 n) {
   }
 }
 
-// out = table[index], in pieces, where `place(first, samples)` returns the index of a piece [samples, features], or null if
-// it has none. Returns whether all of the index lies inside the table.
-template <class Place>
-bool read_pieces(const float* table, float* out, i64 rows, i64 width, i64 batch, i64 features, int threads, Place place) {
-  std::atomic<bool> right{true};
-  in_pieces(batch, samples_of(features, PIECE), threads, [&](i64 first, i64 samples) {
-    const i64* index = place(first, samples);
-    const i64 n = samples * features;
-    if (!index || !inside(index, rows, n)) right = false;
-    if (!right) return;
-    float* const to = out + first * features * width;
-    with_width(width, [&](auto w) { read<decltype(w)::value>(table, index, to, width, n); });
-  });
-  return right;
+// out = table[index]; returns whether all of the index lies inside the table: otherwise nothing has been read.
+bool read(const float* table, const i64* index, float* out, i64 rows, i64 width, i64 n) {
+  if (!inside(index, rows, n)) return false;
+  with_width(width, [&](auto w) { read<decltype(w)::value>(table, index, out, width, n); });
+  return true;
 }
 
 // The positions [0, n) whose rows belong to this thread, by a hash of the row. Every thread reads the whole index, and so
@@ -69,13 +60,17 @@ const u32* mine(const i64* index, i64 rows, i64 n, int thread, int threads, i64&
 
 // wide = ids, unless it is null. Returns the first position where 0 <= id < limits[feature] does not hold, or -1.
 extern "C" i64 check_ids(const void* at, const i64* limits, i64* wide, i64 batch, i64 features, int bytes, int threads) {
-  const i64 most = std::min(batch, samples_of(features, PIECE));
-  const Ids ids{at, spread<1>(limits, features, most), features, bytes};
+  const Ids ids{at, limits, features, bytes};
   std::atomic<bool> right{true};
-  in_pieces(batch, most, threads, [&](i64 first, i64 samples) {
-    if (!ids.read(first, samples, wide ? wide + first * features : memory<i64>(samples * features))) right = false;
+  team(threads, [=, &right](int thread, int threads) {
+    const i64 most = std::min(batch, samples_of(features, PIECE));
+    const Ids tiled = ids.spread(most);
+    in_pieces(batch, most, thread, threads, [&](i64 first, i64 samples) {
+      i64* const to = wide ? wide + first * features : memory<i64>(samples * features);
+      if (!tiled.read(first, samples, to)) right = false;
+    });
   });
-  for (i64 k = 0; !right; ++k) {
+  for (i64 k = 0; k < batch * features && !right; ++k) {
     if (ids.wrong(k)) return k;
   }
   return -1;
@@ -83,27 +78,37 @@ extern "C" i64 check_ids(const void* at, const i64* limits, i64* wide, i64 batch
 
 // out = table[index]. Returns the first position whose index lies outside the table, or -1.
 extern "C" i64 gather(const float* table, const i64* index, float* out, i64 rows, i64 width, i64 n, int threads) {
-  const auto place = [&](i64 first, i64) { return index + first; };
-  return read_pieces(table, out, rows, width, n, 1, threads, place) ? -1 : first_outside(index, rows, n);
+  std::atomic<bool> right{true};
+  team(threads, [=, &right](int thread, int threads) {
+    in_pieces(n, PIECE, thread, threads, [&](i64 first, i64 count) {
+      if (!read(table, index + first, out + first * width, rows, width, count)) right = false;
+    });
+  });
+  return right ? -1 : first_outside(index, rows, n);
 }
 
 // The same for tables that are stacked, by the ids of each: index[batch, features] = starts + ids, which is not kept if it
 // is null. Returns the first position whose id lies outside its table, or whose table lies outside, or -1.
 extern "C" i64 gather_tables(const float* table, const void* at, const i64* limits, const i64* starts, i64* index,
                              float* out, i64 rows, i64 width, i64 batch, i64 features, int bytes, int threads) {
-  const i64 most = std::min(batch, samples_of(features, PIECE));
-  const Ids ids{at, spread<1>(limits, features, most), features, bytes};
-  starts = spread<2>(starts, features, most);
-  const auto place = [&](i64 first, i64 samples) -> const i64* {
-    i64* __restrict const to = index ? index + first * features : memory<i64>(samples * features);
-    if (!ids.read(first, samples, to)) return nullptr;
-    for (i64 k = 0; k < samples * features; ++k) to[k] += starts[k];
-    return to;
-  };
-  if (read_pieces(table, out, rows, width, batch, features, threads, place)) return -1;
-  i64 k = 0;
-  while (!ids.wrong(k) && !(outside(starts[k % features] + ids[k], rows) >> 63)) ++k;
-  return k;
+  const Ids ids{at, limits, features, bytes};
+  std::atomic<bool> right{true};
+  team(threads, [=, &right](int thread, int threads) {
+    const i64 most = std::min(batch, samples_of(features, PIECE));
+    const Ids tiled = ids.spread(most);
+    const i64* const begin = spread<8>(starts, features, most);
+    in_pieces(batch, most, thread, threads, [&](i64 first, i64 samples) {
+      const i64 n = samples * features;
+      i64* __restrict const to = index ? index + first * features : memory<i64>(n);
+      const bool known = tiled.read(first, samples, to);
+      for (i64 k = 0; k < n; ++k) to[k] += begin[k];
+      if (!known || !read(table, to, out + first * features * width, rows, width, n)) right = false;
+    });
+  });
+  for (i64 k = 0; k < batch * features && !right; ++k) {
+    if (ids.wrong(k) || outside(starts[k % features] + ids[k], rows) >> 63) return k;
+  }
+  return -1;
 }
 
 // table[row] -= lr * gradient, in the order of the batch; total and eps are not used. Returns as `gather` does; then
@@ -113,7 +118,7 @@ extern "C" i64 sgd(float* table, float*, const i64* index, const float* gradient
   std::atomic<bool> right{true};
   with_width(width, [&](auto w) {
     constexpr int W = decltype(w)::value;
-    team(threads, [&](int thread, int threads) {
+    team(threads, [=, &right](int thread, int threads) {
       i64 count;
       const i64 ahead = rows_ahead(width);
       const u32* list = mine(index, rows, n, thread, threads, count, right);
@@ -135,7 +140,7 @@ extern "C" i64 adagrad(float* table, float* total, const i64* index, const float
   std::atomic<bool> right{true};
   with_width(width, [&](auto w) {
     constexpr int W = decltype(w)::value;
-    team(threads, [&](int thread, int threads) {
+    team(threads, [=, &right](int thread, int threads) {
       static thread_local Groups groups;
       float* const sum = memory<float>(width);
       i64 count;

@@ -54,6 +54,7 @@ inline void touching(const float* array, const float* gradient, const i64* start
   unsigned char* const flags = memory<unsigned char>(most * stride);
   u32* const list = memory<u32>(most * stride + 16);
   const bool one = windows.count == 1;
+  const i64 ahead = 2 * AHEAD;  // what is to be written takes longer to come
   for (i64 first = 0; first < batch; first += most) {
     const i64 samples = std::min(most, batch - first), before = first * stride;
     const i64* placed = starts + before;
@@ -64,9 +65,9 @@ inline void touching(const float* array, const float* gradient, const i64* start
     });
     const i64 count = flagged(flags, samples * stride, list), end = windows.end(0), size = windows.size(0);
     for (i64 i = 0; i < count; ++i) {
-      if (i + AHEAD < count) {
-        prefetch_span<1>(array + placed[list[i + AHEAD]], block);
-        if (gradient) prefetch_span(gradient + (before + list[i + AHEAD]) * block, block);
+      if (i + ahead < count) {
+        prefetch_span<1>(array + placed[list[i + ahead]], block);
+        if (gradient) prefetch_span(gradient + (before + list[i + ahead]) * block, block);
       }
       const i64 at = list[i], k = one ? 0 : at / blocks % features;
       f(before + at, placed[at], one ? end : windows.end(k), one ? size : windows.size(k));
@@ -103,7 +104,7 @@ inline void range_of(i64 size, int thread, int threads, i64& low, i64& high) {
 // Places the blocks of ids. The constants of the hash and of the windows are spread out over the blocks of a piece, so
 // that one plain loop places them all, which compilers make vectors of.
 struct Placing {
-  const Ids ids;
+  Ids ids;
   const i64 blocks, block;
   const Windows windows;
   const int hash;
@@ -112,6 +113,7 @@ struct Placing {
   Modulo* moduli;
 
   void constants(const i64* table, const i64* piece, const i64* multiplier, i64 samples) {
+    ids = ids.spread(samples);
     const i64 stride = ids.features * blocks, n = samples * stride;
     terms = memory<u64, 0>(n), multipliers = memory<u64, 1>(n), bases = memory<u64, 2>(n), moduli = memory<Modulo>(n);
     for (i64 f = 0, j = 0; f < ids.features && samples; ++f) {
@@ -188,6 +190,27 @@ struct Placing {
   }
 };
 
+// out[samples, features, blocks, block] = the blocks that start at `placed`
+void read(const float* array, const i64* placed, float* out, i64 samples, i64 features, i64 blocks,
+          const Windows& windows, i64 block) {
+  const i64 count = samples * features * blocks;
+  for (i64 j = 0; j < std::min<i64>(AHEAD, count); ++j) prefetch_span(array + placed[j], block);
+  with_width(block, [&](auto z) {
+    constexpr int Z = decltype(z)::value;
+    each_block(windows, samples, features, blocks, [&](i64 j, i64 end, i64 size) {
+      if (j + AHEAD < count) prefetch_span(array + placed[j + AHEAD], block);
+      const i64 start = placed[j];
+      float* const row = out + j * block;
+      if (__builtin_expect(start + block <= end, 1)) {
+        copy<Z>(row, array + start, block);
+      } else {
+        pieces(start, block, end, size,
+               [&](i64 place, i64 at, i64 length) { copy<0>(row + place, array + at, length); });
+      }
+    });
+  });
+}
+
 inline void adagrad_element(float& weight, float& total, float gradient, float lr, float eps) {
   total += gradient * gradient;
   weight -= lr * gradient / (std::sqrt(total) + eps);
@@ -204,34 +227,22 @@ extern "C" i64 read_blocks(const float* array, const void* at, const i64* limits
                            i64* starts, float* out, i64 batch, i64 features, i64 blocks, i64 window_count, i64 block,
                            int bytes, int hash, int threads) {
   const Windows windows{sizes, bases, window_count};
-  const i64 stride = features * blocks, most = std::min(batch, samples_of(stride));
-  const Ids ids{at, limits ? spread<4>(limits, features, most) : nullptr, features, bytes};
-  Placing placing{ids, blocks, block, windows, hash, own, {}, {}, {}, {}};
-  placing.constants(table, piece, multiplier, most);
+  const Placing placing{{at, limits, features, bytes}, blocks, block, windows, hash, own, {}, {}, {}, {}};
   std::atomic<bool> right{true};
-  in_pieces(batch, most, threads, [&](i64 first, i64 samples) {
-    i64* const placed = starts ? starts + first * stride : memory<i64, 3>(samples * stride);
-    if (!placing.place(first, samples, placed)) right = false;
-    if (!out || !right) return;
-    with_width(block, [&](auto z) {
-      constexpr int Z = decltype(z)::value;
-      const i64 count = samples * stride;
-      float* const rows = out + first * stride * block;
-      for (i64 j = 0; j < std::min<i64>(AHEAD, count); ++j) prefetch_span(array + placed[j], block);
-      each_block(windows, samples, features, blocks, [&](i64 j, i64 end, i64 size) {
-        if (j + AHEAD < count) prefetch_span(array + placed[j + AHEAD], block);
-        const i64 start = placed[j];
-        float* const row = rows + j * block;
-        if (__builtin_expect(start + block <= end, 1)) {
-          copy<Z>(row, array + start, block);
-        } else {
-          pieces(start, block, end, size,
-                 [&](i64 place, i64 at, i64 length) { copy<0>(row + place, array + at, length); });
-        }
-      });
+  team(threads, [=, &right](int thread, int threads) {
+    const i64 stride = features * blocks, most = std::min(batch, samples_of(stride));
+    Placing mine = placing;
+    mine.constants(table, piece, multiplier, most);
+    in_pieces(batch, most, thread, threads, [&](i64 first, i64 samples) {
+      i64* const placed = starts ? starts + first * stride : memory<i64, 3>(samples * stride);
+      if (!mine.place(first, samples, placed)) {
+        right = false;
+      } else if (out) {
+        read(array, placed, out + first * stride * block, samples, features, blocks, windows, block);
+      }
     });
   });
-  for (i64 k = 0; !right; ++k) {
+  for (i64 k = 0; k < batch * features && !right; ++k) {
     if (placing.wrong(k)) return k;
   }
   return -1;
@@ -242,7 +253,7 @@ extern "C" void add_blocks(float* array, const i64* starts, const float* gradien
                            i64 count, i64 batch, i64 features, i64 blocks, i64 window_count, i64 block, float scale,
                            int threads) {
   const Windows windows{sizes, bases, window_count};
-  team(threads, [&](int thread, int threads) {
+  team(threads, [=](int thread, int threads) {
     i64 low, high;
     range_of(count, thread, threads, low, high);
     add_range(array, starts, gradient, batch, features, blocks, windows, block, low, high, scale);
@@ -255,7 +266,7 @@ extern "C" void adagrad_blocks(float* array, float* total, float* scratch, const
                                const i64* sizes, const i64* bases, i64 count, i64 batch, i64 features, i64 blocks,
                                i64 window_count, i64 block, float lr, float eps, int threads) {
   const Windows windows{sizes, bases, window_count};
-  team(threads, [&](int thread, int threads) {
+  team(threads, [=](int thread, int threads) {
     i64 low, high;
     range_of(count, thread, threads, low, high);
     if (scratch) {
