@@ -99,6 +99,9 @@ def test_the_limit_reads_what_it_says():
     out = torch.empty(7, 3, 16)
     machine.gather(table, index, out)
     assert torch.equal(out, nn.functional.embedding(index, table))
+    blocks = table.flatten().unfold(0, 16, 1)  # they start anywhere, and overlap
+    machine.gather(blocks, index * 15, out)
+    assert torch.equal(out, blocks[index.long() * 15])
     target = torch.empty(640)
     machine.copy(table.view(-1), target)
     assert torch.equal(target, table.view(-1))

@@ -74,12 +74,12 @@ inline float square(const float* row, i64 width) {
   return total;
 }
 
-// Memory of this thread for `count` numbers, kept from call to call for each `Use`; the pointer is taken once, outside
-// of loops.
+// Memory of this thread for `count` numbers, at least one, kept from call to call for each `Use`; the pointer is taken
+// once, outside of loops.
 template <class T, int Use = 0>
 inline T* memory(i64 count) {
   static thread_local std::vector<T> kept;
-  if (static_cast<i64>(kept.size()) < count) kept.resize(count);
+  if (static_cast<i64>(kept.size()) < std::max<i64>(1, count)) kept.resize(std::max<i64>(1, count));
   return kept.data();
 }
 

@@ -23,7 +23,7 @@ i64 first_outside(const i64* index, i64 rows, i64 n) {
 }
 
 template <int W>
-void read(const float* table, const i64* index, float* out, i64 width, i64 n) {
+void copy_rows(const float* table, const i64* index, float* out, i64 width, i64 n) {
   const i64 ahead = rows_ahead(width);
   for (i64 j = 0; j < std::min(ahead, n); ++j) prefetch(table + index[j] * width, width);
   for (i64 j = 0; j < n; ++j) {
@@ -35,7 +35,7 @@ void read(const float* table, const i64* index, float* out, i64 width, i64 n) {
 // out = table[index]; returns whether all of the index lies inside the table: otherwise nothing has been read.
 bool read(const float* table, const i64* index, float* out, i64 rows, i64 width, i64 n) {
   if (!inside(index, rows, n)) return false;
-  with_width(width, [&](auto w) { read<decltype(w)::value>(table, index, out, width, n); });
+  with_width(width, [&](auto w) { copy_rows<decltype(w)::value>(table, index, out, width, n); });
   return true;
 }
 
