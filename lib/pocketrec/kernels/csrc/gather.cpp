@@ -39,8 +39,9 @@ bool read(const float* table, const i64* index, float* out, i64 rows, i64 width,
   return true;
 }
 
-// The positions [0, n) whose rows belong to this thread, by a hash of the row. Every thread reads the whole index, and so
-// finds by itself whether some of it lies outside the table; then no position belongs to any, and `right` becomes false.
+// The positions [0, n) whose rows belong to this thread, by a hash of the row. Every thread reads the whole index, and
+// so finds by itself whether some of it lies outside the table; then no position belongs to any, and `right` becomes
+// false.
 const u32* mine(const i64* index, i64 rows, i64 n, int thread, int threads, i64& count, std::atomic<bool>& right) {
   unsigned char* const flags = memory<unsigned char>(n);
   u32* const list = memory<u32>(n + 16);
@@ -59,7 +60,8 @@ const u32* mine(const i64* index, i64 rows, i64 n, int thread, int threads, i64&
 }  // namespace
 
 // wide = ids, unless it is null. Returns the first position where 0 <= id < limits[feature] does not hold, or -1.
-extern "C" i64 check_ids(const void* at, const i64* limits, i64* wide, i64 batch, i64 features, int bytes, int threads) {
+extern "C" i64 check_ids(const void* at, const i64* limits, i64* wide, i64 batch, i64 features, int bytes,
+                         int threads) {
   const Ids ids{at, limits, features, bytes};
   std::atomic<bool> right{true};
   team(threads, [=, &right](int thread, int threads) {
@@ -87,8 +89,8 @@ extern "C" i64 gather(const float* table, const i64* index, float* out, i64 rows
   return right ? -1 : first_outside(index, rows, n);
 }
 
-// The same for tables that are stacked, by the ids of each: index[batch, features] = starts + ids, which is not kept if it
-// is null. Returns the first position whose id lies outside its table, or whose table lies outside, or -1.
+// The same for tables that are stacked, by the ids of each: index[batch, features] = starts + ids, which is not kept if
+// it is null. Returns the first position whose id lies outside its table, or whose table lies outside, or -1.
 extern "C" i64 gather_tables(const float* table, const void* at, const i64* limits, const i64* starts, i64* index,
                              float* out, i64 rows, i64 width, i64 batch, i64 features, int bytes, int threads) {
   const Ids ids{at, limits, features, bytes};

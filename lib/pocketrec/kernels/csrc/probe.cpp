@@ -33,7 +33,8 @@ extern "C" void copy_all(const float* from, float* to, i64 count, int threads) {
 
 // Floats from places that are known and right, index * step, into memory that is there: a lookup without anything but
 // the reading.
-extern "C" void gather_limit(const float* table, const u32* index, float* out, i64 step, i64 width, i64 n, int threads) {
+extern "C" void gather_limit(const float* table, const u32* index, float* out, i64 step, i64 width, i64 n,
+                             int threads) {
   const i64 ahead = step < width ? AHEAD : rows_ahead(width);
   with_width(width, [&](auto w) {
     constexpr int W = decltype(w)::value;

@@ -45,8 +45,8 @@ inline void pieces(i64 start, i64 block, i64 end, i64 size, F f) {
   }
 }
 
-// Calls f(j, start, end, size) for every block that touches [low, high), in the order of the batch; `array` and, if it is
-// not null, `gradient` are asked for ahead of that.
+// Calls f(j, start, end, size) for every block that touches [low, high), in the order of the batch; `array` and, if it
+// is not null, `gradient` are asked for ahead of that.
 template <class F>
 inline void touching(const float* array, const float* gradient, const i64* starts, i64 batch, i64 features, i64 blocks,
                      const Windows& windows, i64 block, i64 low, i64 high, F f) {
@@ -80,7 +80,7 @@ void add_range(float* to, const i64* starts, const float* gradient, i64 batch, i
                const Windows& windows, i64 block, i64 low, i64 high, float scale) {
   with_width(block, [&](auto z) {
     constexpr int Z = decltype(z)::value;
-    touching(to, gradient, starts, batch, features, blocks, windows, block, low, high, [&](i64 j, i64 start, i64 end, i64 size) {
+    const auto add_block = [&](i64 j, i64 start, i64 end, i64 size) {
       const float* from = gradient + j * block;
       if (__builtin_expect(start >= low && start + block <= std::min(end, high), 1)) {
         add<Z>(to + start, from, block, scale);
@@ -90,7 +90,8 @@ void add_range(float* to, const i64* starts, const float* gradient, i64 batch, i
         const i64 first = std::max(at, low), last = std::min(at + length, high);
         if (first < last) add<0>(to + first, from + place + first - at, last - first, scale);
       });
-    });
+    };
+    touching(to, gradient, starts, batch, features, blocks, windows, block, low, high, add_block);
   });
 }
 
@@ -118,7 +119,8 @@ struct Placing {
     terms = memory<u64, 0>(n), multipliers = memory<u64, 1>(n), bases = memory<u64, 2>(n), moduli = memory<Modulo>(n);
     for (i64 f = 0, j = 0; f < ids.features && samples; ++f) {
       const i64 window = windows.count > 1 ? f : 0, less = hash == AUTHORS ? block - 1 : 0;
-      const Modulo modulo = f && windows.count == 1 ? moduli[0] : Modulo(std::max<i64>(1, windows.sizes[window] - less));
+      const bool known = f && windows.count == 1;
+      const Modulo modulo = known ? moduli[0] : Modulo(std::max<i64>(1, windows.sizes[window] - less));
       for (i64 c = 0; c < blocks; ++c, ++j) {
         terms[j] = hash == UNIVERSAL ? add_p(table[f], piece[c]) : table[f] + piece[c];
         multipliers[j] = multiplier[c], bases[j] = windows.bases[window], moduli[j] = modulo;
@@ -218,10 +220,10 @@ inline void adagrad_element(float& weight, float& total, float gradient, float l
 
 }  // namespace
 
-// Places blocks, starts[batch, features, blocks] = hash(multiplier[block] * id + table[feature] + piece[block]) in the window,
-// or the id's own place where own[feature]; and reads them, out[batch, features, blocks, block], unless out is null.
-// limits, own and starts may be null too. Returns the first position whose id lies outside its table, or has no place of
-// its own where it should, or -1; then not all has been read.
+// Places blocks, starts[batch, features, blocks] = hash(multiplier[block] * id + table[feature] + piece[block]) in the
+// window, or the id's own place where own[feature]; and reads them, out[batch, features, blocks, block], unless out is
+// null. limits, own and starts may be null too. Returns the first position whose id lies outside its table, or has no
+// place of its own where it should, or -1; then not all has been read.
 extern "C" i64 read_blocks(const float* array, const void* at, const i64* limits, const i64* table, const i64* piece,
                            const i64* multiplier, const i64* sizes, const i64* bases, const unsigned char* own,
                            i64* starts, float* out, i64 batch, i64 features, i64 blocks, i64 window_count, i64 block,
