@@ -122,7 +122,8 @@ struct Placing {
       const bool known = f && windows.count == 1;
       const Modulo modulo = known ? moduli[0] : Modulo(std::max<i64>(1, windows.sizes[window] - less));
       for (i64 c = 0; c < blocks; ++c, ++j) {
-        terms[j] = hash == UNIVERSAL ? add_p(table[f], piece[c]) : table[f] + piece[c];
+        const u64 of_table = table[f], of_piece = piece[c];
+        terms[j] = hash == UNIVERSAL ? add_p(of_table, of_piece) : of_table + of_piece;
         multipliers[j] = multiplier[c], bases[j] = windows.bases[window], moduli[j] = modulo;
       }
     }
