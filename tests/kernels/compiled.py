@@ -67,6 +67,7 @@ def calls():
 
 
 gpu.on_gpu = lambda numbers: True
+gather.on_processor = robe.on_processor = lambda floats: False
 JITFunction.__getitem__ = compile_instead
 triton.runtime.driver.set_active(Driver(int(sys.argv[1])))
 calls()

@@ -29,6 +29,8 @@ def kernels_are_taken():
     """Operators take them for tensors on a GPU; the interpreter's are in main memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "on_gpu", lambda numbers: numbers.device.type == DEVICE)
+        for family in (gather, robe):
+            patch.setattr(family, "on_processor", lambda floats: False)
         yield
 
 

@@ -51,7 +51,7 @@ def on() -> bool:
 
 def library(family: str) -> ctypes.CDLL | None:
     """Return the functions of one family, compiled if need be; None where they cannot be had or are switched off."""
-    return _load(family)[0] if _on else None
+    return (_loaded.get(family) or _load(family))[0] if _on else None
 
 
 def problem(family: str) -> str:

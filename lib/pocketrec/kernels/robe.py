@@ -107,9 +107,10 @@ def _read(
     batch, features, blocks = *ids.shape, piece.numel()
     out = torch.empty(batch, features, blocks * block_size)
     start = torch.empty(batch, features, blocks, dtype=torch.int64) if keep else gather.NOWHERE
-    tensors = (array, ids, limits, table, piece, multiplier, sizes, bases, own, start if keep else None, out)
+    kept = start if keep else None
+    pointers = native.pointers(array, ids, limits, table, piece, multiplier, sizes, bases, own, kept, out)
     shape = (batch, features, blocks, sizes.numel(), block_size)
-    bad = functions.read_blocks(*native.pointers(*tensors), *shape, bytes, kind, native.threads(out.numel()))
+    bad = functions.read_blocks(*pointers, *shape, bytes, kind, native.threads(out.numel()))
     if bad >= 0:
         if limits is not None and not 0 <= ids.flatten()[bad] < limits[bad % features]:
             gather.refuse(ids, limits, bad)
