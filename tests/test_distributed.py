@@ -2,10 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import papermill
+import psutil
 import pytest
 import torch
 
@@ -13,7 +18,8 @@ from pocketrec import embeddings, models
 from pocketrec.distributed import Died, progress
 from pocketrec.embeddings import METHODS
 from pocketrec.errors import UserError
-from pocketrec.training import fit, predict
+from pocketrec.measure import sizes
+from pocketrec.training import evaluate, fit, predict, save
 
 NEEDS_TORCHREC = pytest.mark.skipif(
     find_spec("torchrec") is None or find_spec("fbgemm_gpu") is None, reason="TorchRec is not installed"
@@ -67,26 +73,32 @@ def test_every_method_learns_as_alone(tiny, method):
 
 @NEEDS_TORCHREC
 @pytest.mark.parametrize("table_optimizer", ["sgd", "adagrad"])
-def test_the_full_table_in_parts_learns_as_the_whole(tiny, table_optimizer):
+def test_the_full_table_in_parts_learns_as_the_whole(tiny, tmp_path, table_optimizer):
     arguments = {"method": "full", "ratio": 1, "table_optimizer": table_optimizer, "epochs": 2}
     one, two = (train(tiny, nproc, updates="fused", **arguments) for nproc in (1, 2))
     assert_same(one, two)
     weights = [trained[0].embedding.table.weight for trained in (one, two)]
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
     assert not torch.equal(weights[1], build(tiny, "full", 1).embedding.table.weight)
+    served = [trained[0].deploy() for trained in (one, two)]
+    alone, together = (evaluate(model, tiny) for model in served)
+    assert together[0]["validation"]["auc"] == pytest.approx(max(two[1].frame().validation_auc), rel=1e-6)
+    assert together[0]["test"] == pytest.approx(alone[0]["test"], rel=2e-4)
+    written = save(str(tmp_path), served[1], two[1], together[1])["file_bytes"]
+    assert written == sizes(two[0], 1, None)["inference_bytes"] == 4 * 16 * sum(tiny.cardinalities)
 
 
 class Fails(models.DLRM):
-    """Does what `act` says in the second process when it has trained two steps."""
+    """Does what `act` says in the second process in the step `last`."""
 
-    act = "raise"
+    act, last = "raise", 3
 
     def forward(self, dense, ids):
         if self.training and torch.distributed.get_rank() == 1:
             self.steps = getattr(self, "steps", 0) + 1
-            if self.steps == 3 and self.act == "raise":
+            if self.steps == self.last and self.act == "raise":
                 raise ValueError("a bad step")
-            if self.steps == 3:
+            if self.steps == self.last:
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(dense, ids)
 
@@ -97,6 +109,12 @@ class Dies(Fails):
     act = "die"
 
 
+class DiesLate(Dies):
+    """Is killed in the second epoch, some steps after the last evaluation."""
+
+    last = 16
+
+
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
     [(Fails, ValueError, "a bad step"), (Dies, Died, "process 1 of 2 was ended by signal SIGKILL")],
@@ -105,6 +123,48 @@ def test_a_process_that_fails_ends_the_training(tiny, kind, error, message):
     embedding = build(tiny).embedding
     with pytest.raises(error, match=message):
         fit(kind(embedding, tiny.num_dense, [8], [8]), tiny, batch_size=64, updates="autograd", nproc=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("robe", {"schedule": "plateau"}),  # all gradients are averaged
+        ("low_dim", {"table_optimizer": "sgd"}),  # those of rows are gathered
+    ],
+)
+def test_a_killed_training_goes_on_to_the_same_numbers(tiny, tmp_path, method, arguments):
+    arguments |= {"batch_size": 301, "epochs": 2, "evaluations": 2, "updates": "autograd", "nproc": 2}
+    saving = {"checkpoint": str(tmp_path / "state"), "checkpoint_minutes": 1e-9}
+    whole = fit(alone := build(tiny, method), tiny, **arguments)
+    with pytest.raises(Died, match="SIGKILL"):
+        fit(DiesLate(build(tiny, method).embedding, tiny.num_dense, [8], [8]), tiny, **arguments, **saving)
+    history = fit(again := build(tiny, method), tiny, **arguments, **saving)
+    assert history.resumed == 1 and history.samples == whole.samples and history.best_step == whole.best_step
+    pd.testing.assert_frame_equal(
+        history.frame().drop(columns="seconds"), whole.frame().drop(columns="seconds"), check_exact=True
+    )
+    assert evaluate(again, tiny)[0] == evaluate(alone, tiny)[0]
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in alone.state_dict().items())
+
+
+def test_processes_end_with_the_one_that_started_them(tiny, tmp_path):
+    program = """
+import sys
+from pocketrec import data, embeddings, models, training
+rows = data.load("planted", rows=4000, scale=0.0001)
+embedding = embeddings.build("robe", cardinalities=rows.cardinalities, dim=16, ratio=4, seed=0)
+model = models.DLRM(embedding, rows.num_dense, [8], [8])
+saving = {"checkpoint": sys.argv[1], "checkpoint_minutes": 1e-9}
+training.fit(model, rows, epochs=1e6, evaluations=1, updates="autograd", nproc=2, **saving)
+"""
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "state")]) as process:
+        while not (tmp_path / "state").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert len(family) >= 3, "a server and two processes"
+    assert not psutil.wait_procs(family, timeout=300)[1]
 
 
 def test_divergence_is_told_as_such(tiny):
@@ -142,9 +202,12 @@ def test_only_the_first_process_shows_its_progress(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_notebook_starts_processes(tmp_path):
+@pytest.mark.parametrize(
+    "method", [{}, pytest.param({"method": "full", "ratio": 1.0}, marks=NEEDS_TORCHREC)], ids=["robe", "full"]
+)
+def test_a_notebook_starts_processes(tmp_path, method):
     template = Path(__file__).parents[1] / "notebooks/train.ipynb"
-    few = {"dataset_options": {"rows": 4000, "scale": 0.0001}, "nproc": 2, "updates": "autograd"}
+    few = {"dataset_options": {"rows": 4000, "scale": 0.0001}, "nproc": 2, "updates": "autograd"} | method
     executed = papermill.execute_notebook(
         str(template), str(tmp_path / "out.ipynb"), few, cwd=tmp_path, progress_bar=False
     )

@@ -13,10 +13,12 @@ a step costs what the batch touched. The full table is spread row by row over th
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -144,12 +146,19 @@ def _reason(job: _Job, codes: list[int | None]) -> Exception:
 
 def _work(rank: int, job: _Job) -> None:
     """Be one process of a training."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with _group(rank, job) as device:
             _train(rank, job, device)
     except Exception as error:
         _keep(job.folder / f"failure-{rank}", error)
         raise
+
+
+def _end_with_parent() -> None:
+    """Wait for the process that called `fit`: without it nobody needs the result, and a checkpoint has other heirs."""
+    mp.parent_process().join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _train(rank: int, job: _Job, device: str) -> None:

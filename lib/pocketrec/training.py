@@ -188,7 +188,7 @@ def fit(
             done = history.steps - epoch * steps_per_epoch
             for batch in _waiting(dataset.batches("train", batch_size, skip=done, **rows), history):
                 part, weight = distributed.share(batch)
-                state.losses.append(train_step(trained, part, optims, lower, weight))
+                state.losses.append(distributed.mean(train_step(trained, part, optims, lower, weight)))
                 history.steps += 1
                 model.embedding.adapt(history.steps, total, optims[0])
                 history.samples += len(batch.labels)
@@ -259,7 +259,7 @@ def _reached(history: History, target_auc: float) -> bool:
 def _evaluate(state: State, dataset: Dataset, keep: str, device: str) -> None:
     """Add a point to the curve, take the weights if they are to be kept so far, and let the schedules know."""
     history = state.history
-    loss = distributed.mean(torch.stack(state.losses).mean()).item()
+    loss = torch.stack(state.losses).mean().item()
     if not math.isfinite(loss):
         raise Diverged(f"the training loss is {loss} before step {history.steps}")
     state.losses = []

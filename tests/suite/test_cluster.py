@@ -404,11 +404,24 @@ def test_a_machine_that_dies_in_the_middle_loses_and_doubles_nothing(cluster):
 # submitit
 
 
+def slurm(*words: str) -> str:
+    """Return what a command of Slurm says; empty where there is no Slurm that answers."""
+    if not shutil.which(words[0]):
+        return ""
+    return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+
+
+needs_submitit = pytest.mark.skipif(find_spec("submitit") is None, reason="the package submitit is not installed")
+needs_slurm = pytest.mark.skipif(not slurm("sinfo", "--noheader"), reason="no Slurm answers here")
+on_clusters = pytest.mark.parametrize("cluster", ["local", pytest.param("slurm", marks=needs_slurm)])
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("submitit") is None, reason="the package submitit is not installed")
-def test_jobs_of_submitit(tmp_path):
+@needs_submitit
+@on_clusters
+def test_jobs_of_submitit(tmp_path, cluster):
     site = Site(tmp_path)
-    site.write("params/submitit.yaml", "cluster: local\njobs: 2\noptions: {slurm_partition: gpu}\n")
+    site.write("params/submitit.yaml", f"cluster: {cluster}\njobs: 2\noptions: {{slurm_comment: a test}}\n")
     site.suite("jobs", "timed: latency\ngrid: {method: robe, dataset: planted, act: [ok, raise]}\n")
     code, out, err = site.call("run", "jobs", "--executor", "submitit")
     assert code == 1, out + err
@@ -424,10 +437,11 @@ def test_jobs_of_submitit(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("submitit") is None, reason="the package submitit is not installed")
-def test_a_job_of_submitit_that_is_killed_is_run_again(tmp_path):
+@needs_submitit
+@on_clusters
+def test_a_job_of_submitit_that_is_killed_is_run_again(tmp_path, cluster):
     site = Site(tmp_path)
-    site.write("params/submitit.yaml", "cluster: local\n")
+    site.write("params/submitit.yaml", f"cluster: {cluster}\n")
     site.suite("lost", "grid: {method: robe, dataset: planted, act: lose}\n")
     code, out, err = site.call("run", "lost", "--executor", "submitit")
     assert code == 0, out + err
@@ -435,7 +449,51 @@ def test_a_job_of_submitit_that_is_killed_is_run_again(tmp_path):
     assert statuses(site, "lost") == {"r100-s0-actlose": "done"}
 
 
-@pytest.mark.skipif(find_spec("submitit") is None, reason="the package submitit is not installed")
+@pytest.mark.slow
+@needs_submitit
+@needs_slurm
+def test_a_job_that_a_person_cancels_ends_its_run(tmp_path):
+    site = Site(tmp_path)
+    site.suite("cancelled", "grid: {method: robe, dataset: planted, act: sleep}\n")
+    process = site.start("run", "cancelled", "--executor", "submitit")
+    wait_until(site.ran)
+    slurm("scancel", "--name=pocketrec-cancelled")
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1, out + err
+    assert len(site.ran()) == 1, "not tried again"
+    (found,) = site.records("cancelled").values()
+    assert (found["status"], found["reason"]) == ("interrupted", "its job ended without a result (CANCELLED)")
+    (site.path / "mended").touch()
+    assert site.call("retry", "cancelled", "--executor", "submitit")[0] == 0
+    assert statuses(site, "cancelled") == {"r100-s0-actsleep": "done"}
+
+
+@pytest.mark.slow
+@needs_submitit
+@needs_slurm
+@pytest.mark.skipif(os.geteuid() != 0, reason="only Slurm's administrator may take a node down")
+@pytest.mark.parametrize("option", ["requeue", "no-requeue"])
+def test_a_node_that_fails_loses_and_doubles_nothing(tmp_path, option):
+    site = Site(tmp_path)
+    site.write("params/submitit.yaml", f"options: {{slurm_additional_parameters: {{{option}: true}}}}\n")
+    site.suite("node", "grid: {method: robe, dataset: planted, act: [sleep, ok]}\n")
+    process = site.start("run", "node", "--executor", "submitit")
+    wait_until(lambda: "robe-100-0-sleep" in site.ran())
+    (site.path / "mended").touch()
+    (node,) = set(slurm("squeue", "--noheader", "--name=pocketrec-node", "--states=R", "--format=%N").split())
+    try:
+        slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        wait_until(lambda: not slurm("squeue", "--noheader", "--name=pocketrec-node", "--states=R,CG"))
+    finally:
+        slurm("scontrol", "update", f"nodename={node}", "state=resume")
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, out + err
+    assert ("its job ended without a result (NODE_FAIL); tried again" in out) == (option == "no-requeue")
+    assert statuses(site, "node") == {"r100-s0-actok": "done", "r100-s0-actsleep": "done"}
+    assert out.count(": done ") == 2
+
+
+@needs_submitit
 @pytest.mark.parametrize(
     ("text", "message"),
     [

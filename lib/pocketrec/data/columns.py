@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pocketrec.data.rows import Block, Rows, random_split, uniform
+from pocketrec.data.rows import Block, Rows, id_dtype, random_split, uniform
 from pocketrec.errors import UserError
 
-BLOCK = 2**18
+BLOCK = 2**16  # rows looked up together: with more, most of the time goes into fresh memory
 WORKERS = 2  # threads that look ids up
 PASS = 2**25  # different integers that are counted together: 1.5 GB
 ROW = "__row__"
@@ -193,12 +193,13 @@ def _blocks(
             joined = table.join(ids, on=values.name, how="left", maintain_order="left")
             table = joined.drop(values.name).rename({"id": values.name})
     encoded = table.select("label", "split", *numbers, *names)
+    dtype = id_dtype([len(values) + 1 for values in vocabularies])
     with (
         tqdm(total=total, unit="row", unit_scale=True, desc="encode", disable=not progress) as bar,
         ThreadPoolExecutor(WORKERS) as pool,
     ):
         for frame in encoded.collect_batches(chunk_size=BLOCK, engine="streaming"):
-            ids = np.empty((len(frame), len(names)), np.int64)
+            ids = np.empty((len(frame), len(names)), dtype)
             for column, found in enumerate(pool.map(_ids, lookups, (frame[name] for name in names))):
                 ids[:, column] = found
             yield Block(frame["label"].to_numpy(), _matrix(frame, numbers), ids, frame["split"].to_numpy())
@@ -243,15 +244,17 @@ class _Lookup:
     def __call__(self, wanted: np.ndarray) -> np.ndarray:
         values = self.values
         if not len(values):
-            return np.zeros(len(wanted), np.int64)
+            return np.zeros(len(wanted), np.uint32)
         inside = np.clip(wanted, values[0], values[-1])
         if self.steps > self.STEPS:
             place = np.searchsorted(values, inside)
         else:
             place = self.starts.take((inside - values[0]) >> self.shift)
-            for _ in range(self.steps):
-                place += values.take(place) < inside
-        return np.where(values.take(place) == wanted, place + np.int64(1), 0)
+            behind = np.flatnonzero(values.take(place) < inside)
+            while len(behind):
+                place[behind] += 1
+                behind = behind[values.take(place.take(behind)) < inside.take(behind)]
+        return np.where(values.take(place) == wanted, place + 1, 0)
 
 
 def _matrix(frame: pl.DataFrame, names: list[str]) -> np.ndarray:

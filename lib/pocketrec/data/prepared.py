@@ -1,23 +1,21 @@
 """A prepared folder as memory-mapped arrays, and batches of it."""
 
 import json
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
+from pocketrec.data.ahead import ahead
+
 BLOCK = 2**12  # rows read together
 BUFFER = 2**20  # rows shuffled together
 SCAN = 2**18  # rows looked at together where all are read
-
-Item = TypeVar("Item")
 
 
 class Batch(NamedTuple):
@@ -186,18 +184,6 @@ class Dataset:
             if len(order):
                 arrays = self.dense, self.ids, self.labels
                 yield Window([np.concatenate([array[rows] for rows in blocks]) for array in arrays], order)
-
-
-def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
-    """Yield items, none of them None, while a thread makes the `count` that come next."""
-    with ThreadPoolExecutor(1, "reader") as thread:
-        try:
-            coming = deque(thread.submit(next, items, None) for _ in range(count))
-            while (item := coming.popleft().result()) is not None:
-                coming.append(thread.submit(next, items, None))
-                yield item
-        finally:
-            thread.shutdown(cancel_futures=True)
 
 
 def _permuted(windows: Iterator[Window], batch_size: int) -> Iterator[list[np.ndarray]]:

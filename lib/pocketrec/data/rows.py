@@ -1,6 +1,6 @@
 """What every source yields, and the one writer that turns it into a prepared folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from pocketrec.data.ahead import ahead
 from pocketrec.files import write_json
 
 SPLITS = ("train", "validation", "test")
@@ -54,6 +55,11 @@ class Rows:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+def id_dtype(cardinalities: Iterable[int]) -> type:
+    """Return the integers that hold the ids of all features."""
+    return np.int32 if max(cardinalities, default=0) < 2**31 else np.int64
+
+
 def mix(x: np.ndarray) -> np.ndarray:
     """Scramble uint64 values in place: the finaliser of splitmix64 (Steele et al., OOPSLA 2014)."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -88,7 +94,7 @@ def write(folder: Path, rows: Rows, meta: dict[str, Any]) -> None:
     positives = np.zeros(3, np.int64)
     with ExitStack() as files:
         columns: dict[str, _Column] = {}
-        for block in rows.blocks:
+        for block in ahead(rows.blocks, 1):
             counts.add(block)
             positives += np.bincount(block.split, weights=block.labels, minlength=3).astype(np.int64)
             for name, array in _arrays(block, counts.id_dtype):
@@ -138,7 +144,7 @@ class _Column:
             self.cursors.append(cursor)
 
     def append(self, array: np.ndarray, split: np.ndarray) -> None:
-        for code in np.unique(split):
+        for code in np.flatnonzero(np.bincount(split)):
             chosen = split == code
             part = array if chosen.all() else array[chosen]
             self.cursors[code].write(np.ascontiguousarray(part).data)
@@ -150,7 +156,7 @@ class _Counts:
     def __init__(self, rows: Rows):
         self.cardinalities = np.array(list(rows.cardinalities.values()), np.int64)
         self.starts = np.cumsum(self.cardinalities) - self.cardinalities
-        self.id_dtype = np.int32 if self.cardinalities.max(initial=0) < 2**31 else np.int64
+        self.id_dtype = id_dtype(rows.cardinalities.values())
         total = int(self.cardinalities.sum())
         count_dtype = np.int32 if rows.split_rows[0] < 2**31 else np.int64
         self.values = np.zeros(total, count_dtype) if total <= MAX_COUNTS else None
@@ -162,5 +168,6 @@ class _Counts:
         if (low < 0).any() or (high >= self.cardinalities).any():
             raise IndexError(f"ids out of range: {low} to {high} for cardinalities {self.cardinalities}")
         if self.values is not None:
-            places = block.ids[block.split == 0].astype(np.int64) + self.starts
+            train = block.split == 0
+            places = self.starts + (block.ids if train.all() else block.ids[train])
             np.add.at(self.values, places.ravel(), self.values.dtype.type(1))  # any other 1 is fifty times slower

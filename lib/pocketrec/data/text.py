@@ -19,13 +19,14 @@ from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 from polars.exceptions import PolarsError
 from tqdm import tqdm
 
 from pocketrec.data.columns import ROW
 from pocketrec.errors import UserError
 
-BLOCK = 2**25  # bytes of text parsed together
+BLOCK = 2**24  # bytes of text parsed together
 WORKERS = 2
 SHOWN = 5  # malformed lines that a message quotes
 
@@ -143,15 +144,17 @@ def _parse(block: _Block, form: Format, path: Path) -> list[str]:
     except (PolarsError, ValueError):
         text, rows, malformed = _well_formed(block, form)
         frame = _frame(text, len(rows), form)
-    frame.insert_column(0, pl.Series(ROW, rows, pl.Int64)).write_parquet(path, compression="lz4", statistics=False)
+    frame.insert_column(0, pl.Series(ROW, rows, pl.Int64))
+    # looking for repeated values takes longer than writing them, and among hashes finds few
+    repeating = form.names("integer")
+    pq.write_table(frame.to_arrow(), path, use_dictionary=repeating, compression="none", write_statistics=False)
     return malformed
 
 
 def _frame(text: bytes, lines: int, form: Format) -> pl.DataFrame:
     """Parse lines of which each has all its fields; raises `ValueError` or `PolarsError` otherwise."""
     schema = {name: READ_AS[kind] for name, kind in form.columns.items()}
-    separators = np.count_nonzero(np.frombuffer(text, np.uint8) == ord(form.separator))
-    if separators != lines * (len(schema) - 1):
+    if _count(text, form.separator) != lines * (len(schema) - 1):
         raise ValueError("some line has too many or too few fields")
     if lines:
         frame = pl.read_csv(text, separator=form.separator, has_header=False, schema=schema, quote_char=None)
@@ -193,13 +196,18 @@ def _blocks(file: Path, member: str, form: Format, row: int, bar: tqdm) -> Itera
                     raise UserError(f"{file}:1: expected the header {form.header[:60]!r}…, found {header[:60]!r}")
             while text := stream.read(BLOCK) + stream.readline():
                 text = _unix(text)
-                lines = text.count(b"\n")
+                lines = _count(text, "\n")
                 yield _Block(file, line, row, lines, text)
                 line, row = line + lines, row + lines
                 bar.update(position() - done)
                 done = position()
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
         raise UserError(f"{file}: cannot be read, or is cut short: {error}") from None
+
+
+def _count(text: bytes, character: str) -> int:
+    """Return how often a character occurs; twice as fast as `bytes.count` for one that occurs often."""
+    return np.count_nonzero(np.frombuffer(text, np.uint8) == ord(character))
 
 
 def _unix(text: bytes) -> bytes:

@@ -22,7 +22,7 @@ from pocketrec.suite.spec import Suite
 
 DEFAULTS = {"cluster": "slurm", "jobs": 100, "preparation_minutes": 60, "options": {}}
 POLL_SECONDS = 1
-STATUSES = {"TIMEOUT": "timeout", "OUT_OF_MEMORY": "oom"}  # that another attempt would not mend
+STATUSES = {"TIMEOUT": "timeout", "OUT_OF_MEMORY": "oom", "CANCELLED": "interrupted"}  # of jobs not to be tried again
 
 
 class Submitit:
@@ -97,7 +97,7 @@ class Submitit:
         except FailedJobError as error:  # an exception of Python
             raise NoResult(_last_line(error), "failed", again=False) from None
         except UncompletedJobError:
-            state = submitted.state
+            state = submitted.state.partition(" ")[0]  # Slurm says who has cancelled it
             status = STATUSES.get(state, "crashed")
             raise NoResult(f"its job ended without a result ({state})", status, again=state not in STATUSES) from None
 
