@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pocketrec.data.rows import Block, Rows, id_dtype, random_split, uniform
+from pocketrec.data.rows import MAX_COUNTS, Block, Rows, count_dtype, id_dtype, random_split, uniform
 from pocketrec.errors import UserError
 
 BLOCK = 2**16  # rows looked up together: with more, most of the time goes into fresh memory
@@ -71,15 +71,20 @@ def encode(
         ],
     )
     split_rows = _split_rows(table, where)
-    found = [_values(table, name, vocabulary, min_count, sum(split_rows)) for name in features]
-    values = [known for known, _ in found]
+    values, distinct, counts = [], {}, []
+    for name, feature in zip(categorical, features, strict=True):
+        known, distinct[name] = _values(table, feature, vocabulary, min_count, sum(split_rows))
+        values.append(known[feature])
+        if sum(map(len, values)) <= MAX_COUNTS:
+            counts.append(_with_rest(known["train"].to_numpy(), split_rows[0]))
     numeric = _transformed(table, numbers, transform)
     return Rows(
         cardinalities={name: len(known) + 1 for name, known in zip(categorical, values, strict=True)},
         dense_names=list(dense),
         split_rows=split_rows,
         blocks=_blocks(table.with_columns(numeric), values, numbers, sum(split_rows), progress),
-        distinct={name: distinct for name, (_, distinct) in zip(categorical, found, strict=True)},
+        distinct=distinct,
+        counts=counts,
         notes={"vocabulary": vocabulary, "id 0": "missing, or not in the vocabulary"},
     )
 
@@ -139,21 +144,28 @@ def _split_rows(table: pl.LazyFrame, where: object) -> list[int]:
     return [counts[code][0] for code in range(3)]
 
 
-def _values(table: pl.LazyFrame, name: str, vocabulary: Vocabulary, min_count: int, rows: int) -> tuple[pl.Series, int]:
-    """Return the vocabulary of a column, sorted, and how many values the column has.
+def _values(
+    table: pl.LazyFrame, name: str, vocabulary: Vocabulary, min_count: int, rows: int
+) -> tuple[pl.DataFrame, int]:
+    """Return the vocabulary of a column, sorted, with its occurrences in `train`, and how many values the column has.
 
     A missing value counts as one, but as the same as a 0 among integers, which is how the papers count.
     """
-    seen = pl.col("split") <= (2 if vocabulary == "all" else 0)
+    occurrences = {"train": (pl.col("split") == 0).cast(pl.Int64).sum(), "all": pl.len().cast(pl.Int64)}
     known, distinct, nothing = [], 0, set()
     for part in _parts(table, name, rows):
-        query = table.filter(part).group_by(name).agg(seen.cast(pl.Int64).sum().alias("seen"))
-        counted = query.collect(engine="streaming")
+        counted = table.filter(part).group_by(name).agg(**occurrences).collect(engine="streaming")
         distinct += len(counted)
         if counted[name].dtype.is_integer():
             nothing |= set(counted[name].filter(counted[name].fill_null(0) == 0))
-        known.append(counted.filter(pl.col(name).is_not_null() & (pl.col("seen") >= min_count))[name].sort())
+        wanted = pl.col(name).is_not_null() & (pl.col(vocabulary) >= min_count)
+        known.append(counted.filter(wanted).select(name, "train").sort(name))
     return pl.concat(known).rechunk(), distinct - (len(nothing) == 2)
+
+
+def _with_rest(counts: np.ndarray, rows: int) -> np.ndarray:
+    """Return the occurrences of all ids of a feature in training rows, from those of its vocabulary."""
+    return np.insert(counts, 0, rows - counts.sum()).astype(count_dtype(rows))
 
 
 def _parts(table: pl.LazyFrame, name: str, rows: int) -> list[pl.Expr]:

@@ -44,7 +44,8 @@ class Inputs(NamedTuple):
 class Rows:
     """A dataset about to be written: its shape, known before the first row, and the stream of its rows.
 
-    `distinct` is how many values each feature has in all rows, a missing one included, where that was counted.
+    `distinct` is how many values each feature has in all rows, a missing one included, where that was counted;
+    `counts` how often each id of a feature occurs in training rows, integers [cardinality] a feature, where that was.
     """
 
     cardinalities: dict[str, int]
@@ -52,12 +53,18 @@ class Rows:
     split_rows: list[int]
     blocks: Iterator[Block]
     distinct: dict[str, int] = field(default_factory=dict)
+    counts: list[np.ndarray] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
 
 def id_dtype(cardinalities: Iterable[int]) -> type:
     """Return the integers that hold the ids of all features."""
     return np.int32 if max(cardinalities, default=0) < 2**31 else np.int64
+
+
+def count_dtype(rows: int) -> type:
+    """Return the integers that hold the occurrences of an id in that many rows."""
+    return np.int32 if rows < 2**31 else np.int64
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -158,8 +165,11 @@ class _Counts:
         self.starts = np.cumsum(self.cardinalities) - self.cardinalities
         self.id_dtype = id_dtype(rows.cardinalities.values())
         total = int(self.cardinalities.sum())
-        count_dtype = np.int32 if rows.split_rows[0] < 2**31 else np.int64
-        self.values = np.zeros(total, count_dtype) if total <= MAX_COUNTS else None
+        self.known = sum(map(len, rows.counts)) == total
+        self.values = None
+        if total <= MAX_COUNTS:
+            kind = count_dtype(rows.split_rows[0])
+            self.values = np.concatenate(rows.counts).astype(kind) if self.known else np.zeros(total, kind)
 
     def add(self, block: Block) -> None:
         if not len(block.ids):
@@ -167,7 +177,7 @@ class _Counts:
         low, high = block.ids.min(axis=0), block.ids.max(axis=0)
         if (low < 0).any() or (high >= self.cardinalities).any():
             raise IndexError(f"ids out of range: {low} to {high} for cardinalities {self.cardinalities}")
-        if self.values is not None:
+        if self.values is not None and not self.known:
             train = block.split == 0
             places = self.starts + (block.ids if train.all() else block.ids[train])
             np.add.at(self.values, places.ravel(), self.values.dtype.type(1))  # any other 1 is fifty times slower
