@@ -15,8 +15,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch import distributed as dist
 
+from pocketrec import distributed
 from pocketrec.errors import UserError
 
 TENSOR = "$tensor"
@@ -43,7 +43,7 @@ class Checkpoint:
         """Whether to save now; of processes that train together only the first does."""
         if not self.path or not self.minutes or time.monotonic() - self.saved < self.minutes * 60:
             return False
-        return not (dist.is_available() and dist.is_initialized() and dist.get_rank())
+        return distributed.rank() == 0
 
     def save(self, state: Any) -> None:
         """Write a state: tensors and plain values in nested lists and dictionaries."""

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from copy import copy, deepcopy
 from datetime import timedelta
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -274,11 +275,7 @@ def gathered(part: Tensor, rows: int) -> Tensor:
     """Join what every process computed of its share [rows of it] of a batch of `rows`, in order -> [rows]."""
     if size() == 1 or rows < size():
         return part
-    edges = _edges(rows)
-    longest = -(-rows // size())
-    parts = [part.new_empty(longest) for _ in range(size())]
-    dist.all_gather(parts, torch.cat([part, part.new_zeros(longest - len(part))]))
-    return torch.cat([part[: edges[i + 1] - edges[i]] for i, part in enumerate(parts)])
+    return _joined(part, [stop - start for start, stop in pairwise(_edges(rows))])
 
 
 def mean(value: Tensor) -> Tensor:
@@ -335,16 +332,18 @@ class _Gatherer:
 def _all_rows(gradient: Tensor) -> Tensor:
     """Return the mean of a sparse gradient [rows, width] over the processes, not coalesced."""
     index, values = gradient._indices()[0], gradient._values() / size()
-    counts = [torch.zeros_like(index[:1].new_zeros(1)) for _ in range(size())]
-    dist.all_gather(counts, index.new_tensor([len(index)]))
-    longest = int(max(counts))
-    parts = []
-    for tensor in (index, values):
-        padded = torch.cat([tensor, tensor.new_zeros(longest - len(tensor), *tensor.shape[1:])])
-        found = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(found, padded)
-        parts.append(torch.cat([part[: int(n)] for part, n in zip(found, counts, strict=True)]))
-    return torch.sparse_coo_tensor(parts[0][None], parts[1], gradient.shape, check_invariants=False)
+    lengths = [index.new_zeros(1) for _ in range(size())]
+    dist.all_gather(lengths, index.new_tensor([len(index)]))
+    index, values = (_joined(tensor, [int(n) for n in lengths]) for tensor in (index, values))
+    return torch.sparse_coo_tensor(index[None], values, gradient.shape, check_invariants=False)
+
+
+def _joined(part: Tensor, lengths: list[int]) -> Tensor:
+    """Join tensors of these lengths, one a process, in order."""
+    padded = torch.cat([part, part.new_zeros(max(lengths) - len(part), *part.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
 
 
 # the full table

@@ -74,7 +74,7 @@ def encode(
     values, distinct, counts = [], {}, []
     for name, feature in zip(categorical, features, strict=True):
         known, distinct[name] = _values(table, feature, vocabulary, min_count, sum(split_rows))
-        values.append(known[feature])
+        values.append(known[feature].rechunk())
         if sum(map(len, values)) <= MAX_COUNTS:
             counts.append(_with_rest(known["train"].to_numpy(), split_rows[0]))
     numeric = _transformed(table, numbers, transform)
@@ -160,7 +160,7 @@ def _values(
             nothing |= set(counted[name].filter(counted[name].fill_null(0) == 0))
         wanted = pl.col(name).is_not_null() & (pl.col(vocabulary) >= min_count)
         known.append(counted.filter(wanted).select(name, "train").sort(name))
-    return pl.concat(known).rechunk(), distinct - (len(nothing) == 2)
+    return pl.concat(known), distinct - (len(nothing) == 2)
 
 
 def _with_rest(counts: np.ndarray, rows: int) -> np.ndarray:
