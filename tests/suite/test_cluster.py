@@ -462,10 +462,22 @@ def test_a_job_that_a_person_cancels_ends_its_run(tmp_path):
     assert process.returncode == 1, out + err
     assert len(site.ran()) == 1, "not tried again"
     (found,) = site.records("cancelled").values()
-    assert (found["status"], found["reason"]) == ("interrupted", "its job ended without a result (CANCELLED)")
+    assert found["status"] == "interrupted"
     (site.path / "mended").touch()
     assert site.call("retry", "cancelled", "--executor", "submitit")[0] == 0
     assert statuses(site, "cancelled") == {"r100-s0-actsleep": "done"}
+
+
+@pytest.mark.slow
+@needs_submitit
+@needs_slurm
+def test_a_job_that_slurm_ends_for_its_time(tmp_path):
+    site = Site(tmp_path)
+    site.write("params/submitit.yaml", "options: {timeout_min: 3}\n")  # submitit is told 90 seconds before
+    site.suite("late", "grid: {method: robe, dataset: planted, act: sleep}\n")
+    code, out, err = site.call("run", "late", "--executor", "submitit")
+    assert code == 1, out + err
+    assert statuses(site, "late") == {"r100-s0-actsleep": "timeout"} and len(site.ran()) == 1
 
 
 @pytest.mark.slow
@@ -509,3 +521,15 @@ def test_options_that_submitit_does_not_know(tmp_path, monkeypatch, text, messag
     with pytest.raises(UserError, match=message) as raised:
         executors.find("submitit")(SUITE).prepare([made_run()])
     assert "submitit.yaml: " in str(raised.value)
+
+
+@needs_submitit
+def test_slurm_without_accounting_is_refused(tmp_path, monkeypatch):
+    for name, script in (("srun", ""), ("sacct", "echo Slurm accounting storage is disabled >&2; exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(paths, "PARAMS", tmp_path)
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    with pytest.raises(UserError, match="sacct: Slurm accounting storage is disabled; without accounting, a job"):
+        executors.find("submitit")(SUITE).prepare([made_run()])

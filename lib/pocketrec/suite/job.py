@@ -154,6 +154,8 @@ def _outcome(folder: Path, verdict: str | None, code: int, limits: Limits, oom_k
         "oom": f"more memory than the suite's limit of {limits.memory_gb or 0:g} GB",
         "interrupted": INTERRUPTED,
     }
+    if code == -signal.SIGTERM:  # the operating system ends with other signals; this one asks, as Slurm's scancel does
+        verdict = verdict or "interrupted"
     if verdict:
         return {"status": verdict, "reason": reasons[verdict], **_last_cell(folder)}
     with suppress(OSError, ValueError):

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -46,6 +47,8 @@ class Submitit:
             raise UserError(f"{self.file}: cluster {cluster} cannot be used so: {str(error).splitlines()[0]}") from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        if self.settings["cluster"] == "slurm":
+            _check_accounting()
         return runs
 
     def slots(self, runs: list[Run]) -> int:
@@ -95,11 +98,18 @@ class Submitit:
         try:
             return submitted.result()
         except FailedJobError as error:  # an exception of Python
-            raise NoResult(_last_line(error), "failed", again=False) from None
+            reason = _last_line(error)
+            raise NoResult(reason, "timeout" if "timed-out" in reason else "failed", again=False) from None
         except UncompletedJobError:
             state = submitted.state.partition(" ")[0]  # Slurm says who has cancelled it
             status = STATUSES.get(state, "crashed")
             raise NoResult(f"its job ended without a result ({state})", status, again=state not in STATUSES) from None
+
+
+def _check_accounting() -> None:
+    asked = subprocess.run(["sacct", "--noheader", "--format=JobID"], capture_output=True, text=True)
+    if asked.returncode:
+        raise UserError(f"sacct: {asked.stderr.strip()}; without accounting, a job that is lost would never be missed")
 
 
 def _last_line(error: FailedJobError) -> str:
