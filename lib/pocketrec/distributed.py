@@ -157,7 +157,7 @@ def _work(rank: int, job: _Job) -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait for the process that called `fit`: without it nobody needs the result, and a checkpoint has other heirs."""
+    """End with the process that called `fit`: nobody takes the result, and the next one goes on from the checkpoint."""
     mp.parent_process().join()
     os.kill(os.getpid(), signal.SIGKILL)
 

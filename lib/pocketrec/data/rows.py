@@ -95,7 +95,7 @@ def _hashed(rows: np.ndarray, seed: int) -> np.ndarray:
 def write(folder: Path, rows: Rows, meta: dict[str, Any]) -> None:
     """Write arrays and `meta.json` into `folder`, a block of rows at a time.
 
-    Memory holds one block and the counts of the ids (4 bytes an id, none above `MAX_COUNTS` ids).
+    Memory holds two blocks and the counts of the ids (4 or 8 bytes an id, none above `MAX_COUNTS` ids).
     """
     counts = _Counts(rows)
     positives = np.zeros(3, np.int64)
@@ -169,7 +169,7 @@ class _Counts:
         self.values = None
         if total <= MAX_COUNTS:
             kind = count_dtype(rows.split_rows[0])
-            self.values = np.concatenate(rows.counts).astype(kind) if self.known else np.zeros(total, kind)
+            self.values = np.concatenate(rows.counts, dtype=kind) if self.known else np.zeros(total, kind)
 
     def add(self, block: Block) -> None:
         if not len(block.ids):
