@@ -91,6 +91,9 @@ def assert_as_with_pandas(file: Path, name: str, options: dict) -> None:
     expected = with_pandas(file, name, options)
     assert np.array_equal(dataset.labels, expected["labels"])
     assert np.array_equal(dataset.ids, expected["ids"]) and dataset.cardinalities == expected["sizes"]
+    train = dataset.ids[dataset.split("train")].T
+    for counts, ids, size in zip(dataset.feature_counts(), train, dataset.cardinalities, strict=True):
+        assert np.array_equal(counts, np.bincount(ids, minlength=size))
     assert dataset.dense == pytest.approx(expected["dense"], rel=1e-6, abs=1e-6)
     assert [dataset.rows(split) for split in ("train", "validation", "test")] == expected["split"].tolist()
 
