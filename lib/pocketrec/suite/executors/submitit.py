@@ -103,6 +103,7 @@ class Submitit:
         except UncompletedJobError:
             state = submitted.state.partition(" ")[0]  # Slurm says who has cancelled it
             status = STATUSES.get(state, "crashed")
+            submitted.cancel(check=False)  # after a node's failure Slurm would start it again as well
             raise NoResult(f"its job ended without a result ({state})", status, again=state not in STATUSES) from None
 
 
