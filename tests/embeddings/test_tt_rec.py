@@ -156,6 +156,45 @@ def test_the_served_cache_is_saved_exported_and_counted(quantize, tmp_path):
     assert served.cache_hit_rate(hot) == 1
 
 
+@pytest.mark.parametrize("cache", [0, 10])
+@pytest.mark.parametrize(("cores", "dim"), [(3, 16), (3, 30), (4, 16)])
+def test_the_contracted_form_gives_the_same_and_counts_what_it_holds(cores, dim, cache, tmp_path):
+    cardinalities = [3000, 40, 700]
+    e = embeddings.build(
+        "tt_rec", cardinalities=cardinalities, dim=dim, ratio=1, tables=2, rank=5, cores=cores, cache=cache
+    )
+    if cache:
+        e.counts[:100] += 1
+        e.adapt(1, 2, RowwiseAdagrad(e.parameters()))
+    ids = torch.stack([torch.randint(0, n, (200,)) for n in cardinalities], 1)
+    served = e.contracted()
+    torch.testing.assert_close(served(ids), e.eval()(ids))
+    torch.testing.assert_close(served.materialize(2), e.materialize(2))
+    pairs = sum(prod(factor_rows(n, cores)[:2]) for n in (3000, 700))
+    assert served.cores[0].weight.shape == (pairs, prod(factor_dim(dim, cores)[:2]) * 5)
+    stored = TTRec.stored(cardinalities, dim, **served.config)
+    assert {name: tuple(t.shape) for name, t in served.state_dict().items()} == {n: s.shape for n, s in stored.items()}
+    written = embeddings.save(served, tmp_path / "e.safetensors")
+    assert written == served.storage().inference_bytes > e.storage().inference_bytes
+    assert torch.equal(embeddings.load(tmp_path / "e.safetensors")(ids), served(ids))
+    assert torch.equal(torch.export.export(served, (ids,)).module()(ids), served(ids))
+
+
+def test_the_contracted_form_is_quantised_like_any_other():
+    e = embeddings.build("tt_rec", cardinalities=[3000], dim=16, ratio=1, tables=1, rank=5)
+    ids, served = torch.arange(3000).unsqueeze(1), e.contracted()
+    codes = served.deploy("int8")
+    assert codes.storage().inference_bytes == served.storage("int8").inference_bytes
+    assert (codes(ids) - served(ids)).abs().max() < 0.02 * served(ids).abs().max()
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_two_cores_have_no_pair_to_contract(cores):
+    e = embeddings.build("tt_rec", cardinalities=[3000], dim=16, ratio=1, tables=1, rank=2, cores=cores)
+    with pytest.raises(ValueError, match="three cores or more"):
+        e.contracted()
+
+
 @pytest.mark.parametrize(("tables", "ceiling"), [(3, 4.1), (5, 59), (7, 240)])
 def test_whole_tables_bound_the_ratio(tables, ceiling):
     embeddings.solve("tt_rec", KAGGLE, 16, ceiling * 0.96, tables=tables)

@@ -105,6 +105,19 @@ def test_rows(lookup):
 
 
 @given(lookups())
+@settings(deadline=None, max_examples=40)
+def test_rows_of_two_cores(lookup):
+    cores, place, _ = lookup
+    radices = torch.stack([place.radices[:, 0], place.radices[:, 1:].prod(1)], 1)
+    factors = (place.factors[0], prod(place.factors[1:]))
+    place, cores = place._replace(radices=radices, factors=factors), cores_of(radices, factors, len(cores[0][0]))
+    exact = tensor_train.multiply([core.double() for core in cores], *place)
+    found = tensor_train.multiply(cores, *place)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=16 * EPSILON * cores[0].shape[1])
+    assert found.isfinite().all() and not found[place.ids < 0].any()
+
+
+@given(lookups())
 @settings(deadline=None, max_examples=20)
 def test_the_reference_is_the_formula(lookup):
     cores, place, gradient = lookup

@@ -32,10 +32,9 @@ def test_every_way_agrees_with_the_obvious_one(way):
     assert bench.wrong(lookup, TABLES) == ""
 
 
-@pytest.mark.parametrize("way", list(contestants.train_contestants())[:2], ids=str)
+@pytest.mark.parametrize("way", [way for way in contestants.train_contestants() if way.rank == 8], ids=str)
 def test_tensor_trains_agree_with_the_obvious_way(way):
-    table = Tables([3000], 16)
-    assert bench.wrong(contestants.ours("tt_rec", table, way.route, rank=2, tables=1), table) == ""
+    assert bench.wrong(way.build(Tables([30_000], 16)), Tables([30_000], 16)) == ""
 
 
 def test_a_wrong_output_is_found():

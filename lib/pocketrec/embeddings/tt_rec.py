@@ -14,6 +14,9 @@ Initial values. A row of the full table has variance 1/(3 n); a product of Gauss
 (3 n)^(-1/6) and forgets rank and the variance 5.75 of what is left: at rank 32 rows start 442 times too wide.
 `scaled_gaussian` divides by both; `gaussian` and `uniform` reach the same variance with the middle left in.
 
+`contracted` returns a form that is read faster and takes more memory: G_1 and G_2 multiplied out once, for all pairs
+of digits, so that a row is one small product; 4 p_1 p_2 q_1 q_2 rank bytes a table in their place.
+
 The cache holds the most read rows of the compressed tables as private rows that are trained in place of the cores'
 product: `cache` rows, or below 1 that share of the budget. Every 20th of a training it is filled anew by counts of
 all lookups so far (int32 a row, in training only). A new row starts as the product of its cores, a row that stays
@@ -117,11 +120,12 @@ class TTRec(Embedding):
         rank: int,
         cores: int,
         cache: int,
+        contracted: bool = False,
         **_: Any,
     ) -> dict[str, Stored]:
-        radices = [factor_rows(cardinalities[t], cores) for t in tables]
+        radices = [_joined(factor_rows(cardinalities[t], cores), contracted) for t in tables]
         kept = {"whole.table.weight": WholeTables.stored(cardinalities, tables, dim)}
-        for k, width in enumerate(_core_widths(dim, cores, rank)):
+        for k, width in enumerate(_core_widths(_joined(factor_dim(dim, cores), contracted), rank)):
             kept[f"cores.{k}.weight"] = Stored((sum(p[k] for p in radices), width), "rows")
         if cache:
             kept["cached.weight"] = Stored((cache, dim), "rows")
@@ -139,15 +143,18 @@ class TTRec(Embedding):
         cores: int = 3,
         init: str = "scaled_gaussian",
         cache: int = 0,
+        contracted: bool = False,
     ) -> None:
         if init not in INITS:
             raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
-        super().__init__(cardinalities, dim, seed, tables=list(tables), rank=rank, cores=cores, init=init, cache=cache)
+        config = {"rank": rank, "cores": cores, "init": init, "cache": cache, "contracted": contracted}
+        super().__init__(cardinalities, dim, seed, tables=list(tables), **config)
         self.whole = WholeTables(self.cardinalities, tables, dim, generator(seed))
         rows = [self.cardinalities[t] for t in tables]
-        radices = torch.tensor([factor_rows(n, cores) for n in rows], dtype=torch.long).view(-1, cores)
-        widths = _core_widths(dim, cores, rank)
-        self.factors = factor_dim(dim, cores)
+        self.factors = _joined(factor_dim(dim, cores), contracted)
+        radices = [_joined(factor_rows(n, cores), contracted) for n in rows]
+        radices = torch.tensor(radices, dtype=torch.long).view(-1, len(self.factors))
+        widths = _core_widths(self.factors, rank)
         self.cores = nn.ModuleList(Rows(int(p.sum()), width) for p, width in zip(radices.T, widths, strict=True))
         self.constant("columns", torch.tensor(tables, dtype=torch.long))
         self.constant("radices", radices)  # [tables, cores]
@@ -155,7 +162,7 @@ class TTRec(Embedding):
         draw = generator(seed, 1)
         for core, p in zip(self.cores, radices.T.tolist(), strict=True):
             for part, n in zip(core.weight.data.split(p) if p else (), rows, strict=True):
-                _draw_core(part, init, n, rank, cores, draw)
+                _draw_core(part, init, n, rank, len(self.factors), draw)
         if cache:
             self.cached = Rows(cache, dim)
             nn.init.zeros_(self.cached.weight)
@@ -165,7 +172,7 @@ class TTRec(Embedding):
             self.register_buffer("counts", torch.zeros(sum(rows), dtype=torch.int32))
 
     def lookup(self, ids: Tensor) -> Tensor:
-        rows = ids[:, self.columns]  # [batch, tables]
+        rows = ids[:, self.columns] if self.whole.features else ids  # [batch, tables]
         if not self.config["cache"]:
             return self.whole(ids, self._product(rows))
         keys, place, hit = self._find(rows)
@@ -219,6 +226,30 @@ class TTRec(Embedding):
             served.slots = served.counts = None
         return served
 
+    @torch.no_grad()
+    def contracted(self) -> TTRec:
+        """Return the served form whose first two cores are one: more bytes, fewer multiplications.
+
+        Raises:
+            ValueError: with fewer than three cores, where it would be the whole table.
+        """
+        if len(self.cores) < 3:
+            raise ValueError(f"only three cores or more can be contracted, got {len(self.cores)}")
+        served = self.deploy()
+        rank, (one, two, *_) = self.config["rank"], (core.weight for core in served.cores)
+        tables = zip(one.split(self.radices[:, 0].tolist()), two.split(self.radices[:, 1].tolist()), strict=True)
+        products = [
+            torch.einsum("aqr,brs->abqs", first.unflatten(1, (-1, rank)), second.unflatten(1, (rank, -1))).flatten(2)
+            for first, second in tables
+        ]
+        joined = Rows(0, 0).requires_grad_(False)
+        joined.weight.data = torch.cat([product.flatten(0, 1) for product in products])
+        served.cores = nn.ModuleList([joined, *list(served.cores)[2:]])
+        served.config = self.config | {"contracted": True}
+        served.factors = _joined(self.factors)
+        served.constant("radices", torch.cat([self.radices[:, :2].prod(1, keepdim=True), self.radices[:, 2:]], 1))
+        return served
+
     def inference_tensors(self) -> dict[str, int]:
         return {name: count for name, count in tensor_bytes(self).items() if name not in ("slots", "counts")}
 
@@ -226,8 +257,9 @@ class TTRec(Embedding):
         if feature not in self.config["tables"]:
             return self.whole.materialize(feature)[rows]
         ids, t = self.feature_rows(feature, rows), self.config["tables"].index(feature)
-        q = factor_dim(self.dim, self.config["cores"])
-        p = factor_rows(self.cardinalities[feature], self.config["cores"])
+        cores, contracted = self.config["cores"], self.config["contracted"]
+        q = _joined(factor_dim(self.dim, cores), contracted)
+        p = _joined(factor_rows(self.cardinalities[feature], cores), contracted)
         table = ids.new_ones((len(ids), 1, 1)).to(self.cores[0].weight.dtype)
         for k, digit in enumerate(torch.unravel_index(ids, p)):
             start = int(self.radices[:t, k].sum())
@@ -261,10 +293,15 @@ def factor_dim(dim: int, cores: int) -> list[int]:
     return sorted(min(splits, key=sum))
 
 
-def _core_widths(dim: int, cores: int, rank: int) -> list[int]:
+def _joined(factors: list[int], contracted: bool = True) -> list[int]:
+    """Return factors with the first two as one, where they are contracted."""
+    return [factors[0] * factors[1], *factors[2:]] if contracted else factors
+
+
+def _core_widths(factors: Sequence[int], rank: int) -> list[int]:
     """Return the floats of a slice of each core, r_{k-1} q_k r_k."""
-    ranks = [1, *[rank] * (cores - 1), 1]
-    return [left * q * right for q, (left, right) in zip(factor_dim(dim, cores), pairwise(ranks), strict=True)]
+    ranks = [1, *[rank] * (len(factors) - 1), 1]
+    return [left * q * right for q, (left, right) in zip(factors, pairwise(ranks), strict=True)]
 
 
 def _most_rank(cardinalities: Sequence[int], dim: int, tables: Sequence[int], cores: int) -> int:

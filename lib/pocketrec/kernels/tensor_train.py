@@ -9,8 +9,8 @@ A core [slices, r_{k-1} q_k r_k] holds the slices of all tables, one table after
 how many each has, and `factors` are the q_k. ids are [batch, tables], or [n] with `tables` [n] beside them; an id
 below 0 asks for nothing and gets zeros.
 
-The C++ takes three cores. It computes a repeated id once and G_1[i_1] G_2[i_2] once a pair, and gives every number
-one writer: the same bits for any number of threads.
+The C++ takes three cores, and reads two. Of three it computes a repeated id once and G_1[i_1] G_2[i_2] once a pair,
+and sums gradients in an order that does not depend on the number of threads: the same bits for any.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ def chain(parts: Sequence[Tensor], factors: Sequence[int]) -> list[Tensor]:
 def _multiply(cores: Sequence[Tensor], *place: Any) -> Tensor:
     place = Place(*place)
     functions, shape = _functions(cores), (*place.ids.shape, prod(place.factors))
-    if functions is None:
+    if functions is None or len(cores) not in (2, 3):
         kept, _, parts = _parts(cores, place)
         out = cores[0].new_zeros(shape)
         out[kept] = chain(parts, place.factors)[-1].squeeze(2)
         return out
     place, out = _contiguous(place), cores[0].new_empty(shape)
+    read = functions.tensor_train if len(cores) == 3 else functions.tensor_train_of_two
     tensors = (*cores, *place[:3], out)
-    _checked(place, functions.tensor_train(*map(native.pointer, tensors), *_sizes(cores, place), _threads(place)))
+    _checked(place, read(*map(native.pointer, tensors), *_sizes(cores, place), _threads(place)))
     return out
 
 
@@ -88,8 +89,9 @@ def _train_into(
     eps: float,
 ) -> None:
     """Train `targets`, which may be the cores, by the gradient at the cores."""
+    torch.autograd.graph.increment_version([*targets, *(totals or [])])
     totals, gradient = totals or [None] * len(cores), gradient.contiguous()
-    functions = _functions(cores) if on_processor(gradient) else None
+    functions = _functions(cores) if len(cores) == 3 and on_processor(gradient) else None
     if functions is None:
         kept, index, parts = _parts(cores, place)
         shares = _chain_gradients(parts, place.factors, gradient[kept])
@@ -129,7 +131,7 @@ def _checked(place: Place, wrong: int) -> None:
 
 
 def _functions(cores: Sequence[Tensor]) -> Any:
-    return native.library("tensor_train") if len(cores) == 3 and all(map(on_processor, cores)) else None
+    return native.library("tensor_train") if all(map(on_processor, cores)) else None
 
 
 def _contiguous(place: Place) -> Place:

@@ -24,6 +24,7 @@ from pocketrec.speed.machine import fill, gather, huge
 
 LR = 0.01
 OURS, PLAIN, COMPILED, LIMIT = "pocketrec", "plain PyTorch", "torch.compile", "limit"
+CONTRACTED = "pocketrec, contracted"
 UNIQUE = "plain PyTorch, unique ids"
 
 
@@ -350,11 +351,29 @@ def train_contestants() -> Iterator[Contestant]:
     for rank in RANKS:
         for route in (OURS, PLAIN):
             yield Contestant("tensor_train", route, lambda t, r=rank, way=route: _train(t, way, r), rank=rank)
+        yield Contestant("tensor_train", CONTRACTED, lambda t, r=rank: _contracted_train(t, r), rank=rank)
         yield Contestant("tensor_train", UNIQUE, lambda t, r=rank: _train_of_unique_ids(t, r), rank=rank)
 
 
 def _train(tables: Tables, route: str, rank: int) -> Lookup:
     return ours("tt_rec", tables, route, rank=rank, tables=1)
+
+
+def _contracted_train(tables: Tables, rank: int) -> Lookup:
+    """Build the form whose first two cores were multiplied out; it is served, not trained."""
+    name, shape = "tt_rec", (tables.cardinalities, tables.dim)
+    config = embeddings.solve(name, *shape, ratio=1, rank=rank, tables=1)
+    fits(3 * embeddings.inference_bytes(name, *shape, config | {"contracted": True}), tables.device)  # while it is made
+    train = embeddings.METHODS[name](*shape, seed=0, **config).to(tables.device)
+    served = train.contracted()
+    for core in served.cores:
+        core.weight.data = huge(torch.empty_like(core.weight)).copy_(core.weight)
+
+    def expected(ids: Tensor) -> Tensor:
+        with native.off():
+            return train(ids)
+
+    return Lookup(served, None, expected, [])
 
 
 def _train_of_unique_ids(tables: Tables, rank: int) -> Lookup:

@@ -3,19 +3,27 @@
 // A row x of a table is G1[i1] G2[i2] G3[i3], matrices of q1 x rank, rank x (q2 rank) and rank x q3. Lookups are
 // sorted by (i2, i1, i3): a slice of the large middle core is read once for all rows that it has a part in, the product
 // of the first two is computed once a pair, and repeated rows once. Sums over the rank run along whole vectors: where
-// the rank is not a multiple of their width, slices are copied with zeros behind. Every number has one writer, which
-// adds in the sorted order: the same bits for any number of threads.
+// the rank is not a multiple of their width, slices are copied with zeros behind.
+//
+// A table's sorted lookups are cut into parts, which threads take. Every thread sorts what it needs itself: that is
+// sooner done than fetched from another core. Gradients of the outer cores are summed within a part, then over the
+// parts, whose number does not depend on that of threads: the same bits for any number of threads.
 #include "common.h"
 
 namespace {
 
-constexpr i64 PAIRS = 16;  // pairs whose products lie in the cache together
+constexpr i64 PAIRS = 16;      // pairs whose products lie in the cache together
+constexpr i64 TOGETHER = 16;   // lookups whose memory is asked for together
+constexpr i64 IN_A_PART = 512;  // lookups of a table in a part, or more: a part sums its gradients by itself
+constexpr i64 MOST_PARTS = 16, MOST_PARTS_OF_ALL = 32;
+
+#define INLINE inline __attribute__((always_inline))
 
 template <int W>
 using Vector __attribute__((vector_size(4 * W), aligned(4), may_alias)) = float;
 
 template <int W, int M, int N>
-inline __attribute__((always_inline)) void tile(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step,
+INLINE void tile(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step,
                                                 const float* b, i64 b_row, i64 depth, bool more) {
   using V = Vector<W>;
   V sum[M][N];
@@ -44,50 +52,47 @@ inline __attribute__((always_inline)) void tile(float* to, i64 to_row, const flo
   }
 }
 
-// `N` vectors of all rows, in tiles that leave room in the registers.
-template <int W, int N>
-inline void strip(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_row, i64 rows,
+// `N` vectors of all rows, in tiles of some heights, which leave room in the registers.
+template <int W, int N, int... HEIGHTS>
+INLINE void strip(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_row, i64 rows,
                   i64 depth, bool more) {
-  const auto some = [&](auto count, i64& m) {
-    constexpr int M = decltype(count)::value;
-    for (; m + M <= rows; m += M) {
-      tile<W, M, N>(to + m * to_row, to_row, a + m * a_row, a_row, a_step, b, b_row, depth, more);
+  i64 m = 0;
+  const auto tiles = [&](auto height) __attribute__((always_inline)) {
+    for (; m + height <= rows; m += height) {
+      tile<W, height, N>(to + m * to_row, to_row, a + m * a_row, a_row, a_step, b, b_row, depth, more);
     }
   };
-  i64 m = 0;
-  some(std::integral_constant<int, 8>{}, m);
-  some(std::integral_constant<int, 4>{}, m);
-  some(std::integral_constant<int, 2>{}, m);
-  some(std::integral_constant<int, 1>{}, m);
+  (tiles(std::integral_constant<int, HEIGHTS>{}), ...);
 }
 
-template <int W>
+// to[m, n] = sum over k of a[m, k] b[k, n], or added to it if `more`; a may lie transposed. `columns` is a multiple of
+// the vectors' width W.
+template <int W, int... HEIGHTS>
 void multiply(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_row, i64 rows,
               i64 columns, i64 depth, bool more) {
   i64 n = 0;
   for (; n + 2 * W <= columns; n += 2 * W) {
-    strip<W, 2>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
+    strip<W, 2, HEIGHTS...>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
   }
-  if (n < columns) strip<W, 1>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
+  if (n < columns) strip<W, 1, HEIGHTS...>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
+}
+
+using Multiply = decltype(&multiply<16, 8>);
+
+template <int W>
+Multiply multiply_of(i64 rows) {
+  return rows % 8 == 0 ? multiply<W, 8> : rows % 4 == 0 ? multiply<W, 4> : multiply<W, 8, 4, 2, 1>;
+}
+
+// How to multiply with vectors of a width: of so many rows, of which products of a few numbers come fastest, or of any.
+inline Multiply multiply_with(i64 width, i64 rows = 1) {
+  return width == 16 ? multiply_of<16>(rows) : width == 8 ? multiply_of<8>(rows) : multiply_of<4>(rows);
 }
 
 // The width of vectors for rows of so many numbers.
 inline i64 vector_width(i64 numbers) { return numbers > 8 ? 16 : numbers > 4 ? 8 : 4; }
 
 inline i64 round_up(i64 numbers, i64 width) { return (numbers + width - 1) / width * width; }
-
-// to[m, n] = sum over k of a[m, k] b[k, n], or added to it if `more`; a may lie transposed. `columns` is a multiple of
-// the vectors' width.
-inline void multiply(i64 width, float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_row,
-                     i64 rows, i64 columns, i64 depth, bool more = false) {
-  if (width == 16) {
-    multiply<16>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
-  } else if (width == 8) {
-    multiply<8>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
-  } else {
-    multiply<4>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
-  }
-}
 
 // to[n, m] = from[m, n]
 inline void transpose(float* to, i64 to_row, const float* from, i64 from_row, i64 rows, i64 columns) {
@@ -124,8 +129,31 @@ struct Shape {
   i64 rank, q1, q2, q3;
   i64 rank_width = vector_width(rank), q3_width = vector_width(q3);
   i64 padded = round_up(rank, rank_width), q3_padded = round_up(q3, q3_width);
-  i64 first = q1 * rank, middle = rank * q2 * rank, last = rank * q3, dim = q1 * q2 * q3;
-  i64 product = q1 * q2 * padded;  // of a pair
+  i64 first = q1 * rank, middle = rank * q2 * rank, last = rank * q3, q12 = q1 * q2, dim = q12 * q3;
+  i64 product = q12 * padded;  // of a pair
+  Multiply any = multiply_with(rank_width), of_product = multiply_with(rank_width, q12);
+  Multiply of_last = multiply_with(rank_width, q3), of_row = multiply_with(q3_width, q12);
+};
+
+template <class T>
+inline void room(std::vector<T>& all, i64 count) {
+  if (static_cast<i64>(all.size()) < count) all.resize(count);
+}
+
+inline void copy_floats(float* to, const float* from, i64 count) {
+  i64 i = 0;
+  for (; i + 16 <= count; i += 16) copy<16>(to + i, from + i, 16);
+  for (; i < count; ++i) to[i] = from[i];
+}
+
+// x / m by a multiplication, for x < 2^63: the quotient is at most one too small.
+struct Divisor {
+  u64 m, reciprocal;
+  explicit Divisor(u64 m) : m(m), reciprocal(~u64(0) / m) {}
+  u64 operator()(u64 x) const {
+    const u64 quotient = static_cast<u64>((static_cast<unsigned __int128>(x) * reciprocal) >> 64);
+    return quotient + (x - quotient * m >= m);
+  }
 };
 
 // The lookups of one table in their sorted order.
@@ -134,10 +162,10 @@ struct Plan {
     u32 position, first, middle, last;
   };
   struct Row {
-    u32 item, last, place;  // where its items start; its slice; where its share of the slice's gradient goes
+    u32 item, last;  // where its items start, and its slice
   };
   struct Pair {
-    u32 row, first, place;
+    u32 row, first;
   };
   struct Group {
     u32 pair, middle;
@@ -145,15 +173,16 @@ struct Plan {
   std::vector<Item> items, sorted;
   std::vector<Row> rows;
   std::vector<Pair> pairs;
-  std::vector<Group> groups;             // each of these three has an end behind its last
-  std::vector<u32> counts, firsts, lasts;  // of slices of the first and the last core: where their shares start
+  std::vector<Group> groups;  // each of these three has an end behind its last
+  std::vector<u32> counts;
+  i64 group_count;
 
   void make(const i64* ids, const i64* tables, i64 table, i64 table_count, i64 n, const i64* radix) {
     const Divisor by_all(radix[1] * radix[2]), by_last(radix[2]);
     counts.assign(radix[0] + radix[1] + radix[2] + 3, 0);
     u32 *count1 = counts.data(), *count2 = count1 + radix[0] + 1, *count3 = count2 + radix[1] + 1;
-    const i64 step = tables ? 1 : table_count;
-    items.resize((n + step - 1) / step);
+    const i64 step = tables ? 1 : table_count, most = (n + step - 1) / step + 1;
+    room(items, most), room(sorted, most), room(rows, most), room(pairs, most), room(groups, most);
     Item* end = items.data();
     for (i64 j = tables ? 0 : table; j < n; j += step) {
       if (ids[j] < 0 || (tables && tables[j] != table)) continue;
@@ -162,87 +191,46 @@ struct Plan {
       *end++ = {static_cast<u32>(j), static_cast<u32>(first), static_cast<u32>(middle), last};
       ++count1[first + 1], ++count2[middle + 1], ++count3[last + 1];
     }
-    items.resize(end - items.data());
-    sorted.resize(items.size());
-    pass(count3, radix[2], &Item::last);
-    pass(count1, radix[0], &Item::first);
-    pass(count2, radix[1], &Item::middle);
-    rows.clear(), pairs.clear(), groups.clear();
+    const u32 count = static_cast<u32>(end - items.data());
+    pass(count, count3, radix[2], &Item::last);
+    pass(count, count1, radix[0], &Item::first);
+    pass(count, count2, radix[1], &Item::middle);
+    u32 row = 0, pair = 0, group = 0;
     Item before{0, ~u32(0), ~u32(0), ~u32(0)};
-    for (u32 j = 0; j < items.size(); before = items[j++]) {
+    for (u32 j = 0; j < count; before = items[j++]) {  // without branches, which no one could foretell
       const Item& item = items[j];
-      const bool group = item.middle != before.middle, pair = group || item.first != before.first;
-      if (!pair && item.last == before.last) continue;
-      if (group) groups.push_back({static_cast<u32>(pairs.size()), item.middle});
-      if (pair) pairs.push_back({static_cast<u32>(rows.size()), item.first, 0});
-      rows.push_back({j, item.last, 0});
+      const bool other_group = item.middle != before.middle, other_pair = other_group | (item.first != before.first);
+      groups[group] = {pair, item.middle}, pairs[pair] = {row, item.first}, rows[row] = {j, item.last};
+      group += other_group, pair += other_pair, row += other_pair | (item.last != before.last);
     }
-    groups.push_back({static_cast<u32>(pairs.size()), 0});
-    pairs.push_back({static_cast<u32>(rows.size()), 0, 0});
-    rows.push_back({static_cast<u32>(items.size()), 0, 0});
+    groups[group] = {pair, 0}, pairs[pair] = {row, 0}, rows[row] = {count, 0};
+    group_count = group;
   }
 
-  // Gives the shares of one slice's gradient places beside each other.
-  void place(const i64* radix) {
-    share(pairs, &Pair::first, firsts, radix[0]);
-    share(rows, &Row::last, lasts, radix[2]);
+  // The group at which a part starts: each has about as much to multiply as every other.
+  i64 start(i64 part, i64 parts, i64 rank, i64 q3) const {
+    const auto work = [&](const Group& group) {
+      return rank * (&group - groups.data() + group.pair) + q3 * pairs[group.pair].row;
+    };
+    const auto before = [&](const Group& group, i64 share) { return work(group) < share; };
+    const auto end = groups.begin() + group_count;
+    return std::lower_bound(groups.begin(), end, work(*end) * part / parts, before) - groups.begin();
   }
 
  private:
-  struct Divisor {
-    u64 m, reciprocal;
-    explicit Divisor(u64 m) : m(m), reciprocal(m > 1 ? ~u64(0) / m : 0) {}
-    u64 operator()(u64 x) const {
-      if (m == 1) return x;
-      u64 quotient = static_cast<u64>((static_cast<unsigned __int128>(x) * reciprocal) >> 64);
-      while (x - quotient * m >= m) ++quotient;
-      return quotient;
-    }
-  };
-
-  void pass(u32* count, i64 radix, u32 Item::*digit) {
+  void pass(u32 total, u32* count, i64 radix, u32 Item::*digit) {
     for (i64 i = 0; i < radix; ++i) count[i + 1] += count[i];
-    Item* to = sorted.data();
-    for (const Item& item : items) to[count[item.*digit]++] = item;
+    Item *to = sorted.data(), *from = items.data();
+    for (u32 j = 0; j < total; ++j) to[count[from[j].*digit]++] = from[j];
     items.swap(sorted);
-  }
-
-  template <class T>
-  static void share(std::vector<T>& all, u32 T::*slice, std::vector<u32>& starts, i64 radix) {
-    starts.assign(radix + 2, 0);
-    for (size_t j = 0; j + 1 < all.size(); ++j) ++starts[all[j].*slice + 2];
-    for (i64 i = 0; i < radix; ++i) starts[i + 2] += starts[i + 1];
-    for (size_t j = 0; j + 1 < all.size(); ++j) all[j].place = starts[all[j].*slice + 1]++;
   }
 };
 
-// The slices [low, high) of this thread: about as many shares of the gradient as every other.
-inline void my_slices(const std::vector<u32>& starts, i64 radix, i64& low, i64& high) {
-  const i64 thread = omp_get_thread_num(), threads = omp_get_num_threads(), shares = starts[radix];
-  const auto from = [&](i64 t) {
-    return t == threads ? radix : std::lower_bound(starts.begin(), starts.begin() + radix, shares * t / threads) - starts.begin();
-  };
-  low = from(thread), high = from(thread + 1);
-}
-
-inline void my_groups(const Plan& plan, i64& low, i64& high) {
-  const i64 thread = omp_get_thread_num(), threads = omp_get_num_threads(), pairs = plan.groups.back().pair;
-  const auto from = [&](i64 t) {
-    return std::lower_bound(plan.groups.begin(), plan.groups.end() - 1, pairs * t / threads,
-                            [](const Plan::Group& group, i64 pair) { return group.pair < pair; }) -
-           plan.groups.begin();
-  };
-  low = from(thread), high = thread + 1 == threads ? plan.groups.size() - 1 : from(thread + 1);
-}
-
-// What a thread needs for the slice of the middle core and the pairs that it works on.
+// What a thread works with.
 struct Work {
+  Plan plan;
   std::vector<float> first, middle, flipped, product, gradient, of_first, sum, last, row;
   std::vector<char> has_last;
-
-  static void room(std::vector<float>& numbers, i64 count) {
-    if (static_cast<i64>(numbers.size()) < count) numbers.resize(count);
-  }
 
   // The slice with its rows as long as vectors, [rank, q2, padded].
   const float* padded(const float* slice, const Shape& s) {
@@ -253,17 +241,54 @@ struct Work {
   }
 
   // Products of the first two cores for some pairs of one slice, [pairs, q1 q2, padded].
-  void multiply_pairs(const Plan& plan, i64 pair, i64 count, const float* core, const float* slice, const Shape& s) {
+  void multiply_pairs(i64 pair, i64 count, const float* core, const float* slice, const Shape& s) {
     room(first, PAIRS * s.first), room(product, PAIRS * s.product);
-    for (i64 i = 0; i < count; ++i) {
-      copy<0>(first.data() + i * s.first, core + plan.pairs[pair + i].first * s.first, s.first);
-    }
-    multiply(s.rank_width, product.data(), s.q2 * s.padded, first.data(), s.rank, 1, slice, s.q2 * s.padded,
-             count * s.q1, s.q2 * s.padded, s.rank);
+    for (i64 i = 0; i < count; ++i) copy_floats(first.data() + i * s.first, core + plan.pairs[pair + i].first * s.first, s.first);
+    s.any(product.data(), s.q2 * s.padded, first.data(), s.rank, 1, slice, s.q2 * s.padded, count * s.q1,
+          s.q2 * s.padded, s.rank, false);
   }
 };
 
 thread_local Work work;
+
+// A table's part of each core.
+struct Cores {
+  const float *first, *middle, *last;
+  Cores(const float* core1, const float* core2, const float* core3, const i64* start, const Shape& s)
+      : first(core1 + start[0] * s.first), middle(core2 + start[1] * s.middle), last(core3 + start[2] * s.last) {}
+};
+
+// A row of a table by the product of its first slices, [q1 q2, rank].
+inline void write_row(float* to, const float* product, i64 product_row, const float* last, const Shape& s) {
+  if (s.q3 == s.q3_padded) return s.of_row(to, s.q3, product, product_row, 1, last, s.q3, s.q12, s.q3, s.rank, false);
+  room(work.last, s.rank * s.q3_padded), room(work.row, s.q12 * s.q3_padded);
+  copy_rows(work.last.data(), s.q3_padded, last, s.q3, s.rank, s.q3);
+  s.of_row(work.row.data(), s.q3_padded, product, product_row, 1, work.last.data(), s.q3_padded, s.q12, s.q3_padded,
+           s.rank, false);
+  copy_rows(to, s.q3, work.row.data(), s.q3_padded, s.q12, s.q3);
+}
+
+// Reads the rows of groups [low, high) of this thread's plan.
+void read_part(const Cores& cores, const Shape& s, i64 low, i64 high, float* out) {
+  const Plan& plan = work.plan;
+  for (i64 g = low; g < high; ++g) {
+    const float* slice = work.padded(cores.middle + plan.groups[g].middle * s.middle, s);
+    for (i64 pair = plan.groups[g].pair; pair < plan.groups[g + 1].pair; pair += PAIRS) {
+      const i64 count = std::min<i64>(PAIRS, plan.groups[g + 1].pair - pair);
+      work.multiply_pairs(pair, count, cores.first, slice, s);
+      for (i64 i = 0; i < count; ++i) {
+        for (i64 r = plan.pairs[pair + i].row; r < plan.pairs[pair + i + 1].row; ++r) {
+          const Plan::Row& row = plan.rows[r];
+          float* to = out + plan.items[row.item].position * s.dim;
+          write_row(to, work.product.data() + i * s.product, s.padded, cores.last + row.last * s.last, s);
+          for (i64 k = row.item + 1; k < plan.rows[r + 1].item; ++k) {
+            copy_floats(out + plan.items[k].position * s.dim, to, s.dim);
+          }
+        }
+      }
+    }
+  }
+}
 
 void train_slice(float* target, float* total, const float* gradient, i64 width, float lr, float eps) {
   float scale = lr;
@@ -274,6 +299,80 @@ void train_slice(float* target, float* total, const float* gradient, i64 width, 
   add<0>(target, gradient, width, -scale);
 }
 
+// Gradients of the outer cores' slices in one part, with padded rows: of the first [q1, padded], of the last
+// [q3, padded]. What is not marked is not there yet.
+struct Sums {
+  float *firsts, *lasts;
+  char *has_first, *has_last;
+};
+
+// Trains the middle slices of groups [low, high) of this thread's plan, and sums the gradients of the outer ones.
+void train_part(const Cores& cores, const Shape& s, i64 low, i64 high, const float* gradient, float* target, float* total,
+                const Sums& sums, float lr, float eps) {
+  const Plan& plan = work.plan;
+  const i64 q12 = s.q12, q3 = s.q3;
+  const i64 first = s.q1 * s.padded, middle = s.q2 * s.padded, last = q3 * s.padded;  // with padded rows
+  room(work.gradient, PAIRS * s.product), room(work.sum, s.rank * middle);
+  room(work.row, s.dim), room(work.of_first, PAIRS * first), room(work.flipped, middle * s.padded);
+  if (s.padded > s.rank) std::fill(work.flipped.begin(), work.flipped.end(), 0.0f);
+  for (i64 g = low; g < high; ++g) {
+    const i64 at = plan.groups[g].middle;
+    const float* slice = work.padded(cores.middle + at * s.middle, s);
+    transpose(work.flipped.data(), s.padded, slice, middle, s.rank, middle);
+    for (i64 pair = plan.groups[g].pair; pair < plan.groups[g + 1].pair; pair += PAIRS) {
+      const i64 count = std::min<i64>(PAIRS, plan.groups[g + 1].pair - pair);
+      work.multiply_pairs(pair, count, cores.first, slice, s);
+      for (i64 i = 0; i < count; ++i) {
+        const float* product = work.product.data() + i * s.product;
+        float* of_product = work.gradient.data() + i * s.product;
+        for (i64 r = plan.pairs[pair + i].row; r < plan.pairs[pair + i + 1].row; ++r) {
+          const Plan::Row& row = plan.rows[r];
+          const float* upstream = gradient + plan.items[row.item].position * s.dim;
+          if (plan.rows[r + 1].item > row.item + 1) {
+            copy_floats(work.row.data(), upstream, s.dim);
+            for (i64 k = row.item + 1; k < plan.rows[r + 1].item; ++k) {
+              add<0>(work.row.data(), gradient + plan.items[k].position * s.dim, s.dim);
+            }
+            upstream = work.row.data();
+          }
+          float* flipped = work.last.data() + row.last * last;
+          if (!work.has_last[row.last]) {
+            transpose(flipped, s.padded, cores.last + row.last * s.last, q3, s.rank, q3);
+            work.has_last[row.last] = true;
+          }
+          s.of_product(of_product, s.padded, upstream, q3, 1, flipped, s.padded, q12, s.padded, q3,
+                          r > plan.pairs[pair + i].row);
+          s.of_last(sums.lasts + row.last * last, s.padded, upstream, 1, q3, product, s.padded, q3, s.padded, q12,
+                          sums.has_last[row.last]);
+          sums.has_last[row.last] = true;
+        }
+      }
+      s.any(work.sum.data(), middle, work.first.data(), 1, s.rank, work.gradient.data(), middle, s.rank, middle,
+                  count * s.q1, pair > plan.groups[g].pair);
+      s.any(work.of_first.data(), s.padded, work.gradient.data(), middle, 1, work.flipped.data(), s.padded,
+                  count * s.q1, s.padded, middle, false);
+      for (i64 i = 0; i < count; ++i) {
+        const i64 one = plan.pairs[pair + i].first;
+        float *sum = sums.firsts + one * first, *share = work.of_first.data() + i * first;
+        sums.has_first[one] ? add<0>(sum, share, first) : copy_floats(sum, share, first);
+        sums.has_first[one] = true;
+      }
+    }
+    if (s.padded > s.rank) copy_rows(work.sum.data(), s.rank, work.sum.data(), s.padded, s.rank * s.q2, s.rank);
+    train_slice(target + at * s.middle, total ? total + at : nullptr, work.sum.data(), s.middle, lr, eps);
+  }
+}
+
+// Sums a slice's gradient over the parts, `stride` apart, in the first that has one, which is returned; null if none.
+float* sum_of_parts(float* part, const char* has, i64 stride, i64 has_stride, i64 parts, i64 width) {
+  float* sum = nullptr;
+  for (i64 p = 0; p < parts; ++p, part += stride, has += has_stride) {
+    if (!*has) continue;
+    sum ? add<0>(sum, part, width) : void(sum = part);
+  }
+  return sum;
+}
+
 // Where a table's slices start in each core.
 std::vector<i64> starts(const i64* radices, i64 tables) {
   std::vector<i64> all(3 * (tables + 1), 0);
@@ -282,14 +381,27 @@ std::vector<i64> starts(const i64* radices, i64 tables) {
 }
 
 // The first position whose id lies outside its table, or -1; an id below 0 asks for nothing.
-i64 outside(const i64* ids, const i64* tables, const i64* radices, i64 table_count, i64 n) {
-  std::vector<i64> limits(table_count);
-  for (i64 t = 0; t < table_count; ++t) limits[t] = radices[3 * t] * radices[3 * t + 1] * radices[3 * t + 2];
-  for (i64 j = 0; j < n; ++j) {
-    const i64 t = tables ? tables[j] : j % table_count;
+i64 outside(const i64* ids, const i64* tables, const i64* radices, i64 cores, i64 table_count, i64 n) {
+  std::vector<i64> limits(table_count, 1);
+  for (i64 i = 0; i < cores * table_count; ++i) limits[i / cores] *= radices[i];
+  for (i64 j = 0, next = 0; j < n; ++j) {
+    const i64 t = tables ? tables[j] : next;
+    if (++next == table_count) next = 0;
     if (t < 0 || t >= table_count || ids[j] >= limits[t]) return j;
   }
   return -1;
+}
+
+// Calls f(table, part) for this thread's share of the parts of all tables, its plan made for the table.
+template <class F>
+void each_part(const i64* ids, const i64* tables, const i64* radices, i64 table_count, i64 n, i64 parts, F f) {
+  const i64 thread = omp_get_thread_num(), threads = omp_get_num_threads(), all = table_count * parts;
+  for (i64 u = all * thread / threads, end = all * (thread + 1) / threads, made = -1; u < end; ++u) {
+    const i64 t = u / parts;
+    if (t != made) work.plan.make(ids, tables, t, table_count, n, radices + 3 * t);
+    f(t, u % parts, t != made);
+    made = t;
+  }
 }
 
 }  // namespace
@@ -299,53 +411,54 @@ i64 outside(const i64* ids, const i64* tables, const i64* radices, i64 table_cou
 extern "C" i64 tensor_train(const float* core1, const float* core2, const float* core3, const i64* ids, const i64* tables,
                             const i64* radices, float* out, i64 table_count, i64 n, i64 rank, i64 q1, i64 q2, i64 q3,
                             int threads) {
-  if (const i64 bad = outside(ids, tables, radices, table_count, n); bad >= 0) return bad;
+  if (const i64 bad = outside(ids, tables, radices, 3, table_count, n); bad >= 0) return bad;
   const Shape s{rank, q1, q2, q3};
   const std::vector<i64> start = starts(radices, table_count);
-  static thread_local Plan own_plan;
-  Plan& plan = own_plan;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
 #pragma omp for schedule(static) nowait
     for (i64 j = 0; j < n; ++j) {
       if (ids[j] < 0) std::fill_n(out + j * s.dim, s.dim, 0.0f);
     }
-    Work::room(work.row, s.q1 * s.q2 * s.q3_padded);
-    for (i64 t = 0; t < table_count; ++t) {
-#pragma omp single
-      plan.make(ids, tables, t, table_count, n, radices + 3 * t);
-      const float *from1 = core1 + start[3 * t] * s.first, *from2 = core2 + start[3 * t + 1] * s.middle;
-      const float* from3 = core3 + start[3 * t + 2] * s.last;
-      i64 low, high;
-      my_groups(plan, low, high);
-      for (i64 g = low; g < high; ++g) {
-        const float* slice = work.padded(from2 + plan.groups[g].middle * s.middle, s);
-        for (i64 pair = plan.groups[g].pair; pair < plan.groups[g + 1].pair; pair += PAIRS) {
-          const i64 count = std::min<i64>(PAIRS, plan.groups[g + 1].pair - pair);
-          work.multiply_pairs(plan, pair, count, from1, slice, s);
-          for (i64 i = 0; i < count; ++i) {
-            for (i64 r = plan.pairs[pair + i].row; r < plan.pairs[pair + i + 1].row; ++r) {
-              const Plan::Row& row = plan.rows[r];
-              const float* last = from3 + row.last * s.last;
-              float* to = out + plan.items[row.item].position * s.dim;
-              const float* product = work.product.data() + i * s.product;
-              if (s.q3 == s.q3_padded) {
-                multiply(s.q3_width, to, s.q3, product, s.padded, 1, last, s.q3, s.q1 * s.q2, s.q3, s.rank);
-              } else {
-                Work::room(work.last, s.rank * s.q3_padded);
-                copy_rows(work.last.data(), s.q3_padded, last, s.q3, s.rank, s.q3);
-                multiply(s.q3_width, work.row.data(), s.q3_padded, product, s.padded, 1, work.last.data(), s.q3_padded,
-                         s.q1 * s.q2, s.q3_padded, s.rank);
-                copy_rows(to, s.q3, work.row.data(), s.q3_padded, s.q1 * s.q2, s.q3);
-              }
-              for (i64 k = row.item + 1; k < plan.rows[r + 1].item; ++k) {
-                copy<0>(out + plan.items[k].position * s.dim, to, s.dim);
-              }
-            }
-          }
-        }
-      }
-#pragma omp barrier
+    each_part(ids, tables, radices, table_count, n, threads, [&](i64 t, i64 part, bool) {
+      const Cores cores(core1, core2, core3, start.data() + 3 * t, s);
+      const i64 low = work.plan.start(part, threads, rank, q3), high = work.plan.start(part + 1, threads, rank, q3);
+      read_part(cores, s, low, high, out);
+    });
+  }
+  return -1;
+}
+
+// The same for two cores, whose first may have very many slices: nothing repeats, and memory is asked for early.
+extern "C" i64 tensor_train_of_two(const float* core1, const float* core2, const i64* ids, const i64* tables,
+                                   const i64* radices, float* out, i64 table_count, i64 n, i64 rank, i64 q1, i64 q2,
+                                   int threads) {
+  if (const i64 bad = outside(ids, tables, radices, 2, table_count, n); bad >= 0) return bad;
+  const Shape s{rank, 1, q1, q2};
+  const i64 first = q1 * rank;
+  struct Table {
+    Divisor by_last;
+    const float *first, *last;
+  };
+  std::vector<Table> all;
+  for (i64 t = 0; t < table_count; ++t) {
+    all.push_back({Divisor(radices[2 * t + 1]), core1, core2});
+    core1 += radices[2 * t] * first, core2 += radices[2 * t + 1] * s.last;
+  }
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (i64 from = 0; from < n; from += TOGETHER) {
+    const float *firsts[TOGETHER], *lasts[TOGETHER];
+    const i64 count = std::min(TOGETHER, n - from);
+    for (i64 i = 0, t = from % table_count; i < count; ++i) {
+      const Table& table = all[tables ? tables[from + i] : t];
+      if (++t == table_count) t = 0;
+      const i64 x = std::max<i64>(ids[from + i], 0), digit = table.by_last(x);
+      firsts[i] = table.first + digit * first, lasts[i] = table.last + (x - digit * table.by_last.m) * s.last;
+      prefetch_span(firsts[i], first);
+    }
+    for (i64 i = 0; i < count; ++i) {
+      float* to = out + (from + i) * s.dim;
+      ids[from + i] < 0 ? void(std::fill_n(to, s.dim, 0.0f)) : write_row(to, firsts[i], rank, lasts[i], s);
     }
   }
   return -1;
@@ -358,95 +471,53 @@ extern "C" i64 train_tensor_train(const float* core1, const float* core2, const 
                                   const i64* ids, const i64* tables, const i64* radices, const float* gradient,
                                   i64 table_count, i64 n, i64 rank, i64 q1, i64 q2, i64 q3, float lr, float eps,
                                   int threads) {
-  if (const i64 bad = outside(ids, tables, radices, table_count, n); bad >= 0) return bad;
+  if (const i64 bad = outside(ids, tables, radices, 3, table_count, n); bad >= 0) return bad;
   const Shape s{rank, q1, q2, q3};
   const std::vector<i64> start = starts(radices, table_count);
-  const i64 first = s.q1 * s.padded, middle = s.q2 * s.padded, last = s.q3 * s.padded;  // with padded rows
-  static thread_local Plan own_plan;
-  static thread_local std::vector<float> own_firsts, own_lasts;
-  Plan& plan = own_plan;
-  std::vector<float>&firsts = own_firsts, &lasts = own_lasts;  // shares of the gradients of the outer cores
+  const i64 most = std::min(MOST_PARTS, MOST_PARTS_OF_ALL / table_count);
+  const i64 parts = std::max<i64>(std::min(most, n / table_count / IN_A_PART), 1);
+  const i64 first = q1 * s.padded, last = q3 * s.padded, *ends = start.data() + 3 * table_count;
+  const i64 in_part = ends[0] * first + ends[2] * last, slices = ends[0] + ends[2];
+  static thread_local std::vector<float> own_sums;
+  static thread_local std::vector<char> own_has;
+  room(own_sums, parts * in_part), own_has.assign(parts * slices, false);
+  float* sums = own_sums.data();
+  char* has = own_has.data();
+  // first the slices of the first core, then those of the last
+  const auto sums_of = [&](i64 part, i64 t) {
+    float *firsts = sums + part * in_part, *lasts = firsts + ends[0] * first;
+    char *has_first = has + part * slices, *has_last = has_first + ends[0];
+    return Sums{firsts + start[3 * t] * first, lasts + start[3 * t + 2] * last, has_first + start[3 * t],
+                has_last + start[3 * t + 2]};
+  };
 #pragma omp parallel num_threads(threads) if (threads > 1)
-  for (i64 t = 0; t < table_count; ++t) {
-    const i64* radix = radices + 3 * t;
-#pragma omp single
-    {
-      plan.make(ids, tables, t, table_count, n, radix);
-      plan.place(radix);
-      Work::room(firsts, plan.pairs.size() * first);
-      Work::room(lasts, plan.rows.size() * last);
-    }
-    const i64 at1 = start[3 * t], at2 = start[3 * t + 1], at3 = start[3 * t + 2];
-    Work::room(work.gradient, PAIRS * s.product), Work::room(work.sum, s.rank * middle), Work::room(work.row, s.dim);
-    Work::room(work.of_first, PAIRS * first), Work::room(work.last, radix[2] * last);
-    Work::room(work.flipped, middle * s.padded), work.has_last.assign(radix[2], false);
-    if (s.padded > s.rank) {
-      std::fill(work.last.begin(), work.last.end(), 0.0f), std::fill(work.flipped.begin(), work.flipped.end(), 0.0f);
-    }
-    i64 low, high;
-    my_groups(plan, low, high);
-    for (i64 g = low; g < high; ++g) {
-      const i64 slice_at = at2 + plan.groups[g].middle;
-      const float* slice = work.padded(core2 + slice_at * s.middle, s);
-      transpose(work.flipped.data(), s.padded, slice, middle, s.rank, middle);
-      std::fill_n(work.sum.data(), s.rank * middle, 0.0f);
-      for (i64 pair = plan.groups[g].pair; pair < plan.groups[g + 1].pair; pair += PAIRS) {
-        const i64 count = std::min<i64>(PAIRS, plan.groups[g + 1].pair - pair);
-        work.multiply_pairs(plan, pair, count, core1 + at1 * s.first, slice, s);
-        for (i64 i = 0; i < count; ++i) {
-          const float* product = work.product.data() + i * s.product;
-          float* of_product = work.gradient.data() + i * s.product;
-          for (i64 r = plan.pairs[pair + i].row; r < plan.pairs[pair + i + 1].row; ++r) {
-            const Plan::Row& row = plan.rows[r];
-            const float* upstream = gradient + plan.items[row.item].position * s.dim;
-            if (plan.rows[r + 1].item > row.item + 1) {
-              copy<0>(work.row.data(), upstream, s.dim);
-              for (i64 k = row.item + 1; k < plan.rows[r + 1].item; ++k) {
-                add<0>(work.row.data(), gradient + plan.items[k].position * s.dim, s.dim);
-              }
-              upstream = work.row.data();
-            }
-            float* flipped = work.last.data() + row.last * last;
-            if (!work.has_last[row.last]) {
-              transpose(flipped, s.padded, core3 + (at3 + row.last) * s.last, s.q3, s.rank, s.q3);
-              work.has_last[row.last] = true;
-            }
-            multiply(s.rank_width, of_product, s.padded, upstream, s.q3, 1, flipped, s.padded, s.q1 * s.q2, s.padded,
-                     s.q3, r > plan.pairs[pair + i].row);
-            multiply(s.rank_width, lasts.data() + row.place * last, s.padded, upstream, 1, s.q3, product, s.padded, s.q3,
-                     s.padded, s.q1 * s.q2);
-          }
-        }
-        multiply(s.rank_width, work.sum.data(), middle, work.first.data(), 1, s.rank, work.gradient.data(), middle,
-                 s.rank, middle, count * s.q1, true);
-        multiply(s.rank_width, work.of_first.data(), s.padded, work.gradient.data(), middle, 1, work.flipped.data(),
-                 s.padded, count * s.q1, s.padded, middle);
-        for (i64 i = 0; i < count; ++i) {
-          copy<0>(firsts.data() + plan.pairs[pair + i].place * first, work.of_first.data() + i * first, first);
-        }
+  {
+    each_part(ids, tables, radices, table_count, n, parts, [&](i64 t, i64 part, bool another) {
+      const Cores cores(core1, core2, core3, start.data() + 3 * t, s);
+      const i64 low = work.plan.start(part, parts, rank, q3), high = work.plan.start(part + 1, parts, rank, q3), at = start[3 * t + 1];
+      if (another) {
+        room(work.last, radices[3 * t + 2] * last), work.has_last.assign(radices[3 * t + 2], false);
+        if (s.padded > rank) std::fill(work.last.begin(), work.last.end(), 0.0f);
       }
-      if (s.padded > s.rank) copy_rows(work.sum.data(), s.rank, work.sum.data(), s.padded, s.rank * s.q2, s.rank);
-      train_slice(target2 + slice_at * s.middle, total2 ? total2 + slice_at : nullptr, work.sum.data(), s.middle, lr, eps);
-    }
+      train_part(cores, s, low, high, gradient, target2 + at * s.middle, total2 ? total2 + at : nullptr, sums_of(part, t),
+                 lr, eps);
+    });
+    const i64 thread = omp_get_thread_num();
+    const Sums all = sums_of(0, 0);
 #pragma omp barrier
-    Work::room(work.sum, std::max(first, last)), Work::room(work.row, s.last);
-    my_slices(plan.firsts, radix[0], low, high);
-    for (i64 i = low; i < high; ++i) {
-      if (plan.firsts[i] == plan.firsts[i + 1]) continue;
-      float* sum = firsts.data() + plan.firsts[i] * first;
-      for (u32 k = plan.firsts[i] + 1; k < plan.firsts[i + 1]; ++k) add<0>(sum, firsts.data() + k * first, first);
-      if (s.padded > s.rank) copy_rows(sum, s.rank, sum, s.padded, s.q1, s.rank);
-      train_slice(target1 + (at1 + i) * s.first, total1 ? total1 + at1 + i : nullptr, sum, s.first, lr, eps);
+    for (i64 i = ends[0] * thread / threads; i < ends[0] * (thread + 1) / threads; ++i) {
+      float* sum = sum_of_parts(all.firsts + i * first, all.has_first + i, in_part, slices, parts, first);
+      if (!sum) continue;
+      if (s.padded > rank) copy_rows(sum, rank, sum, s.padded, q1, rank);
+      train_slice(target1 + i * s.first, total1 ? total1 + i : nullptr, sum, s.first, lr, eps);
     }
-    my_slices(plan.lasts, radix[2], low, high);
-    for (i64 i = low; i < high; ++i) {
-      if (plan.lasts[i] == plan.lasts[i + 1]) continue;
-      float* sum = lasts.data() + plan.lasts[i] * last;
-      for (u32 k = plan.lasts[i] + 1; k < plan.lasts[i + 1]; ++k) add<0>(sum, lasts.data() + k * last, last);
-      transpose(work.row.data(), s.q3, sum, s.padded, s.q3, s.rank);
-      train_slice(target3 + (at3 + i) * s.last, total3 ? total3 + at3 + i : nullptr, work.row.data(), s.last, lr, eps);
+    room(work.row, s.last);
+    for (i64 i = ends[2] * thread / threads; i < ends[2] * (thread + 1) / threads; ++i) {
+      float* sum = sum_of_parts(all.lasts + i * last, all.has_last + i, in_part, slices, parts, last);
+      if (!sum) continue;
+      transpose(work.row.data(), q3, sum, s.padded, q3, rank);
+      train_slice(target3 + i * s.last, total3 ? total3 + i : nullptr, work.row.data(), s.last, lr, eps);
     }
-#pragma omp barrier
   }
   return -1;
 }
