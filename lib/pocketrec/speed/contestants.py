@@ -161,7 +161,8 @@ def _lookup(module: Embedding, route: str) -> Lookup:
         train(None)
         return without_kernels(ids)
 
-    return Lookup(without_kernels if plain else module, step, expected, list(module.parameters()))
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return Lookup(without_kernels if plain else module, step, expected, trained)
 
 
 def quantized(tables: Tables, quantize: str) -> Lookup:
