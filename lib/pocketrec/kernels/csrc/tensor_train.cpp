@@ -15,7 +15,7 @@ namespace {
 constexpr i64 PAIRS = 16;      // pairs whose products lie in the cache together
 constexpr i64 TOGETHER = 16;   // lookups whose memory is asked for together
 constexpr i64 IN_A_PART = 512;  // lookups of a table in a part, or more: a part sums its gradients by itself
-constexpr i64 MOST_PARTS = 16, MOST_PARTS_OF_ALL = 32;
+constexpr i64 MOST_PARTS = 16;   // of all tables together: each part has memory for the sums of its own
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -474,8 +474,7 @@ extern "C" i64 train_tensor_train(const float* core1, const float* core2, const 
   if (const i64 bad = outside(ids, tables, radices, 3, table_count, n); bad >= 0) return bad;
   const Shape s{rank, q1, q2, q3};
   const std::vector<i64> start = starts(radices, table_count);
-  const i64 most = std::min(MOST_PARTS, MOST_PARTS_OF_ALL / table_count);
-  const i64 parts = std::max<i64>(std::min(most, n / table_count / IN_A_PART), 1);
+  const i64 parts = std::max<i64>(std::min(MOST_PARTS, n / IN_A_PART) / table_count, 1);
   const i64 first = q1 * s.padded, last = q3 * s.padded, *ends = start.data() + 3 * table_count;
   const i64 in_part = ends[0] * first + ends[2] * last, slices = ends[0] + ends[2];
   static thread_local std::vector<float> own_sums;
