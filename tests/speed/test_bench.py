@@ -166,6 +166,17 @@ def test_a_bar_over_several_points_counts_the_worst():
     assert (row.measured, row.verdict) == (3.0, "not reached")
 
 
+def test_the_contracted_form_has_a_bar_of_its_own():
+    train = {"family": "tensor_train", "rank": 8, "work": "forward"}
+    rows = samples("pocketrec", [1], **train) + samples("pocketrec, contracted", [0.5], **train)
+    speed = report.Speed(
+        pd.DataFrame(rows + samples("plain PyTorch", [11], **train)), pd.DataFrame(), pd.DataFrame(), {}
+    )
+    found = report.bars(speed).set_index("bar")["measured"]
+    assert found["Tensor train, contracted, forward against plain batched matmul"] == 22
+    assert found["Tensor train, ranks 8 to 64, forward against plain batched matmul"] == 11
+
+
 def test_every_picture_is_drawn_or_says_why_not():
     table = {"family": "table", "work": "forward"}
     rows = samples("pocketrec", [1.0], **table) + samples("limit", [0.8], **table)

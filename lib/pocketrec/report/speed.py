@@ -20,6 +20,7 @@ from pocketrec.report.plots import ALARM, FULL, INK, MUTED, colour, house_style,
 
 REFERENCE = "facebookresearch/dlrm"
 OURS, PLAIN, LIMIT, BAGS, FBGEMM, CCE = "pocketrec", "plain PyTorch", "limit", "26 x nn.EmbeddingBag", "FBGEMM", "cce"
+CONTRACTED = "pocketrec, contracted"
 FUSED = "fused nn.Embedding"
 TORCH = [BAGS, FUSED, "fused nn.EmbeddingBag"]
 VERSIONS = ("there", "here")
@@ -167,6 +168,8 @@ def _bars() -> Iterable[Bar]:
         plain = {"family": "tensor_train", "route": PLAIN}
         yield Bar(f"Tensor train, ranks 8 to 64, {work} against plain batched matmul", need, train, plain)
         yield Bar(f"Tensor train, ranks 8 to 64, {work} against cce's", 20, train, plain | {"route": CCE})
+    served = {"family": "tensor_train", "route": CONTRACTED, "work": "forward", "batch": 2048}
+    yield Bar("Tensor train, contracted, forward against plain batched matmul", 20, served, plain)
 
 
 def bars(speed: Speed) -> pd.DataFrame:
