@@ -13,7 +13,7 @@ from pocketrec.embeddings import Infeasible
 from pocketrec.embeddings.base import full_bytes
 from pocketrec.embeddings.tt_rec import CUT_VARIANCE, TTRec, factor_dim, factor_rows
 from pocketrec.kernels import native
-from pocketrec.optim import RowwiseAdagrad
+from pocketrec.optim import RowwiseAdagrad, in_place
 from pocketrec.suite.sizes import tables as published
 
 KAGGLE, _ = published("criteo-kaggle")
@@ -186,6 +186,22 @@ def test_the_contracted_form_is_quantised_like_any_other():
     codes = served.deploy("int8")
     assert codes.storage().inference_bytes == served.storage("int8").inference_bytes
     assert (codes(ids) - served(ids)).abs().max() < 0.02 * served(ids).abs().max()
+
+
+def test_without_compressed_tables_everything_goes_on():
+    e = embeddings.build("tt_rec", cardinalities=[30, 40], dim=16, ratio=1, tables=0, rank=2)
+    ids = torch.tensor([[29, 39], [0, 1]])
+    optimizer = RowwiseAdagrad(e.parameters(), lr=0.1)
+    before = e(ids).detach().clone()
+    with in_place(e, optimizer):
+        e(ids).sum().backward()
+    assert (e(ids) < before).all() and torch.equal(e.contracted()(ids), e(ids))
+
+
+def test_a_contracted_form_is_not_contracted_again():
+    e = embeddings.build("tt_rec", cardinalities=[3000], dim=16, ratio=1, tables=1, rank=2, cores=4)
+    with pytest.raises(ValueError, match="and once"):
+        e.contracted().contracted()
 
 
 @pytest.mark.parametrize("cores", [1, 2])

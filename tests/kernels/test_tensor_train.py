@@ -202,6 +202,15 @@ def test_every_number_is_written():
     assert not out.isnan().any() and not out[::3, 0].any()
 
 
+def test_no_tables_at_all():
+    cores, place = (
+        [torch.zeros(0, w) for w in (4, 8, 8)],
+        Place(torch.empty(5, 0).long(), None, torch.empty(0, 3).long(), (2, 2, 4)),
+    )
+    assert tensor_train.multiply(cores, *place).shape == (5, 0, 16)
+    tensor_train.train(cores, [], torch.zeros(5, 0, 16), *place, 0.1, 0.0)
+
+
 @pytest.mark.parametrize("wrong", [504, 2**40])
 def test_an_id_outside_raises_and_trains_nothing(wrong):
     radices, factors = torch.tensor([[7, 8, 9]]), (2, 2, 4)

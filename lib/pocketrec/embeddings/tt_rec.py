@@ -231,10 +231,10 @@ class TTRec(Embedding):
         """Return the served form whose first two cores are one: more bytes, fewer multiplications.
 
         Raises:
-            ValueError: with fewer than three cores, where it would be the whole table.
+            ValueError: with fewer than three cores, where it would be the whole table, and in another form already.
         """
-        if len(self.cores) < 3:
-            raise ValueError(f"only three cores or more can be contracted, got {len(self.cores)}")
+        if len(self.cores) < 3 or self.config["contracted"] or self.quantize:
+            raise ValueError(f"only three cores or more of floats can be contracted, and once; got {self.config}")
         served = self.deploy()
         rank, (one, two, *_) = self.config["rank"], (core.weight for core in served.cores)
         tables = zip(one.split(self.radices[:, 0].tolist()), two.split(self.radices[:, 1].tolist()), strict=True)
@@ -243,7 +243,8 @@ class TTRec(Embedding):
             for first, second in tables
         ]
         joined = Rows(0, 0).requires_grad_(False)
-        joined.weight.data = torch.cat([product.flatten(0, 1) for product in products])
+        none = one.new_empty(0, one.shape[1] * two.shape[1] // rank**2)
+        joined.weight.data = torch.cat([none, *(product.flatten(0, 1) for product in products)])
         served.cores = nn.ModuleList([joined, *list(served.cores)[2:]])
         served.config = self.config | {"contracted": True}
         served.factors = _joined(self.factors)

@@ -12,10 +12,10 @@
 
 namespace {
 
-constexpr i64 PAIRS = 16;      // pairs whose products lie in the cache together
-constexpr i64 TOGETHER = 16;   // lookups whose memory is asked for together
-constexpr i64 IN_A_PART = 512;  // lookups of a table in a part, or more: a part sums its gradients by itself
-constexpr i64 MOST_PARTS = 16;   // of all tables together: each part has memory for the sums of its own
+constexpr i64 PAIRS = 16;       // pairs whose products lie in the cache together
+constexpr i64 TOGETHER = 16;    // lookups whose memory is asked for together
+constexpr i64 IN_A_PART = 512;  // lookups in a part, or more: a part sums its gradients by itself
+constexpr i64 MOST_PARTS = 16;  // of all tables together: each part has memory for the sums of its own
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -243,7 +243,9 @@ struct Work {
   // Products of the first two cores for some pairs of one slice, [pairs, q1 q2, padded].
   void multiply_pairs(i64 pair, i64 count, const float* core, const float* slice, const Shape& s) {
     room(first, PAIRS * s.first), room(product, PAIRS * s.product);
-    for (i64 i = 0; i < count; ++i) copy_floats(first.data() + i * s.first, core + plan.pairs[pair + i].first * s.first, s.first);
+    for (i64 i = 0; i < count; ++i) {
+      copy_floats(first.data() + i * s.first, core + plan.pairs[pair + i].first * s.first, s.first);
+    }
     s.any(product.data(), s.q2 * s.padded, first.data(), s.rank, 1, slice, s.q2 * s.padded, count * s.q1,
           s.q2 * s.padded, s.rank, false);
   }
@@ -307,8 +309,8 @@ struct Sums {
 };
 
 // Trains the middle slices of groups [low, high) of this thread's plan, and sums the gradients of the outer ones.
-void train_part(const Cores& cores, const Shape& s, i64 low, i64 high, const float* gradient, float* target, float* total,
-                const Sums& sums, float lr, float eps) {
+void train_part(const Cores& cores, const Shape& s, i64 low, i64 high, const float* gradient, float* target,
+                float* total, const Sums& sums, float lr, float eps) {
   const Plan& plan = work.plan;
   const i64 q12 = s.q12, q3 = s.q3;
   const i64 first = s.q1 * s.padded, middle = s.q2 * s.padded, last = q3 * s.padded;  // with padded rows
@@ -408,9 +410,9 @@ void each_part(const i64* ids, const i64* tables, const i64* radices, i64 table_
 
 // out[n, dim] = rows of tables: ids [batch, tables], or ids [n] of tables [n] where `tables` is given. Zeros for an id
 // below 0. Returns the first position whose id lies outside its table, or -1; then nothing has been read.
-extern "C" i64 tensor_train(const float* core1, const float* core2, const float* core3, const i64* ids, const i64* tables,
-                            const i64* radices, float* out, i64 table_count, i64 n, i64 rank, i64 q1, i64 q2, i64 q3,
-                            int threads) {
+extern "C" i64 tensor_train(const float* core1, const float* core2, const float* core3, const i64* ids,
+                            const i64* tables, const i64* radices, float* out, i64 table_count, i64 n, i64 rank, i64 q1,
+                            i64 q2, i64 q3, int threads) {
   if (const i64 bad = outside(ids, tables, radices, 3, table_count, n); bad >= 0) return bad;
   const Shape s{rank, q1, q2, q3};
   const std::vector<i64> start = starts(radices, table_count);
@@ -474,7 +476,7 @@ extern "C" i64 train_tensor_train(const float* core1, const float* core2, const 
   if (const i64 bad = outside(ids, tables, radices, 3, table_count, n); bad >= 0) return bad;
   const Shape s{rank, q1, q2, q3};
   const std::vector<i64> start = starts(radices, table_count);
-  const i64 parts = std::max<i64>(std::min(MOST_PARTS, n / IN_A_PART) / table_count, 1);
+  const i64 parts = std::max<i64>(std::min(MOST_PARTS, n / IN_A_PART) / std::max<i64>(table_count, 1), 1);
   const i64 first = q1 * s.padded, last = q3 * s.padded, *ends = start.data() + 3 * table_count;
   const i64 in_part = ends[0] * first + ends[2] * last, slices = ends[0] + ends[2];
   static thread_local std::vector<float> own_sums;
@@ -493,13 +495,14 @@ extern "C" i64 train_tensor_train(const float* core1, const float* core2, const 
   {
     each_part(ids, tables, radices, table_count, n, parts, [&](i64 t, i64 part, bool another) {
       const Cores cores(core1, core2, core3, start.data() + 3 * t, s);
-      const i64 low = work.plan.start(part, parts, rank, q3), high = work.plan.start(part + 1, parts, rank, q3), at = start[3 * t + 1];
+      const i64 low = work.plan.start(part, parts, rank, q3), high = work.plan.start(part + 1, parts, rank, q3);
+      const i64 at = start[3 * t + 1];
       if (another) {
         room(work.last, radices[3 * t + 2] * last), work.has_last.assign(radices[3 * t + 2], false);
         if (s.padded > rank) std::fill(work.last.begin(), work.last.end(), 0.0f);
       }
-      train_part(cores, s, low, high, gradient, target2 + at * s.middle, total2 ? total2 + at : nullptr, sums_of(part, t),
-                 lr, eps);
+      train_part(cores, s, low, high, gradient, target2 + at * s.middle, total2 ? total2 + at : nullptr,
+                 sums_of(part, t), lr, eps);
     });
     const i64 thread = omp_get_thread_num();
     const Sums all = sums_of(0, 0);
