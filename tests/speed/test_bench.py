@@ -192,3 +192,8 @@ def test_measuring_a_point_again_replaces_it_and_keeps_the_others(tmp_path):
     running._keep(path, pd.DataFrame(samples("a", [1.0, 2.0]) + samples("b", [3.0])), add=True)
     running._keep(path, pd.DataFrame(samples("a", [9.0])), add=True)
     assert sorted(pd.read_parquet(path).ms) == [3.0, 9.0]
+
+
+def test_a_family_of_which_all_ways_run_has_no_reason():
+    samples = bench.bench([300, 20], options(families=["hashing"]))
+    assert samples["reason"].isna().all() and (samples["ms"] > 0).all()

@@ -105,7 +105,8 @@ def _group(tables: Tables, found: Sequence[Contestant], options: Options, title:
     for batch, ids, work in (bar := tqdm(points, title, unit="point")):
         bar.set_postfix_str(f"batch {batch:,}, {ids} ids, {work}")
         _point(tables, runs, batch, ids, work, options)
-    rows = [run.contestant.settings | {"dim": tables.dim} | sample for run in runs for sample in run.samples]
+    known = {"reason": None, "dim": tables.dim}
+    rows = [run.contestant.settings | known | sample for run in runs for sample in run.samples]
     return pd.DataFrame(rows)
 
 
