@@ -1,5 +1,7 @@
 """What is timed is right, and what is wrong is not timed; no test depends on a duration."""
 
+import json
+
 import pandas as pd
 import pytest
 import torch
@@ -197,3 +199,11 @@ def test_measuring_a_point_again_replaces_it_and_keeps_the_others(tmp_path):
 def test_a_family_of_which_all_ways_run_has_no_reason():
     samples = bench.bench([40_000, 2000], options(families=["hashing"]))
     assert samples["reason"].isna().all() and (samples["ms"] > 0).all()
+
+
+def test_samples_of_other_threads_are_not_put_beside_each_other(tmp_path):
+    here = machine.description("cpu")
+    running._check_same(tmp_path / "machine.json", here)
+    (tmp_path / "machine.json").write_text(json.dumps(here | {"threads": 64}))
+    with pytest.raises(UserError, match="threads 64.*--add"):
+        running._check_same(tmp_path / "machine.json", here)

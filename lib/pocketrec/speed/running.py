@@ -52,8 +52,10 @@ def options(
 
 def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bool = False) -> None:
     """Measure and keep; with `add`, what was measured before at other points stays."""
-    kept = native.keep_memory()
-    found = machine.description(options.device) | {"core_to_core_ns": machine.core_to_core()}
+    kept, found = native.keep_memory(), machine.description(options.device)
+    if add:
+        _check_same(folder / "machine.json", found)
+    found |= {"core_to_core_ns": machine.core_to_core()}
     load = machine.Load()
     found |= machine.limits(options.device) | {"foreign_cores_meanwhile": load.share()}
     memory = "keeps what is freed (M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GB, M_TOP_PAD 64 MB)" if kept else "is as it was"
@@ -74,6 +76,17 @@ def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bo
         before = json.loads((folder / "machine.json").read_text())
         found |= {name: value for name, value in before.items() if name.startswith("reading_")}
     write_json(folder / "machine.json", found)
+
+
+def _check_same(file: Path, here: dict[str, Any]) -> None:
+    """Refuse to put samples beside those of another machine, or of another number of threads."""
+    before = json.loads(file.read_text()) if file.exists() else here
+    for name in ("processor", "threads", "torch"):
+        if before[name] != here[name]:
+            raise UserError(
+                f"{file.parent}: was measured with {name} {before[name]}, and here it is {here[name]}; make it the "
+                "same (OMP_NUM_THREADS sets threads), or leave out --add to begin anew"
+            )
 
 
 def _keep(path: Path, samples: pd.DataFrame, add: bool) -> None:
