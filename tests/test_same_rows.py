@@ -100,3 +100,9 @@ def test_where_the_full_table_has_variants_they_are_paired(tmp_path):
     runs = pd.DataFrame({"run": names, "method": ["full"] * 2 + ["robe"] * 2, "variant": ["dim=8", "dim=16"] * 2})
     runs = runs.assign(status="done", dataset="d", seed=0)
     assert paired.against_full(runs) == [("robe-8", "full-8"), ("robe-16", "full-16")]
+
+
+def test_a_truncated_file_is_missing(tmp_path, tiny):
+    suite = paper_suites.write(tmp_path, tiny, {"full": 0.6, "robe": 0.9}, seeds=1)
+    (suite / "runs/robe/planted/r100-s0/predictions.npy").write_bytes(b"")
+    assert "cannot be read" in same_rows(suite)["reason"].item()

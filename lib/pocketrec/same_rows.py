@@ -163,7 +163,10 @@ def _predictions(suite_dir: Path, record: dict[str, Any], rows: int) -> np.ndarr
     file = suite_dir / "runs" / record["run"] / "predictions.npy"
     if not file.exists():
         raise _Missing(record["run"], "the test predictions were not kept beside the record")
-    predictions = np.load(file)
+    try:
+        predictions = np.load(file)
+    except (EOFError, OSError, ValueError) as error:
+        raise _Missing(record["run"], f"the test predictions cannot be read: {error}") from None
     if len(predictions) != rows:
         raise _Missing(record["run"], f"{len(predictions)} predictions are there for {rows} test rows")
     return predictions
