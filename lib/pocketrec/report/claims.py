@@ -39,8 +39,10 @@ class Verdict:
 def table(verdicts: Iterable[Verdict]) -> Styler:
     """Lay verdicts out for people, one row a claim; columns that are empty everywhere are left out."""
     frame = pd.DataFrame([asdict(verdict) for verdict in verdicts], columns=list(Verdict.__dataclass_fields__))
-    frame = frame.loc[:, (frame != "").any() | frame.columns.isin(["claim", "published", "here", "verdict"])]
-    styled = frame.style.hide(axis="index").set_properties(**{"text-align": "left", "vertical-align": "top"})
+    always = ["claim", "verdict", "here", "published"]
+    frame = frame[[*always, *(name for name in ("needs", "command") if (frame[name] != "").any())]]
+    wrapped = {"text-align": "left", "vertical-align": "top", "white-space": "normal", "min-width": "7em"}
+    styled = frame.style.hide(axis="index").set_properties(**wrapped)
     styled = styled.map(lambda verdict: f"color: {_COLOURS[verdict]}; font-weight: bold", subset=["verdict"])
     return styled.set_table_styles([{"selector": "th", "props": "text-align: left"}])
 
