@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pocketrec import embeddings
 from pocketrec.kernels import gather, native
 
 pytestmark = pytest.mark.skipif(bool(native.problem("gather")), reason=native.problem("gather"))
@@ -200,3 +201,20 @@ def test_operators_are_registered_as_torch_wants_them():
         torch.library.opcheck(
             gather.train_rows.registered, (table.detach().clone(), total, index, torch.randn(3, 2, 4), 0.1, 1e-8)
         )
+
+
+@pytest.mark.parametrize("method", ["full", "robe"])
+def test_defaults_of_the_user_do_not_touch_what_is_read(method):
+    ratio = 1 if method == "full" else 4
+    module = embeddings.build(method, cardinalities=[50, 7], dim=16, ratio=ratio, seed=0)
+    ids = torch.tensor([[3, 6], [49, 0]], device="cpu")
+    before = torch.get_default_dtype()
+    with torch.no_grad():
+        expected = module(ids)
+        try:
+            torch.set_default_dtype(torch.float64)
+            with torch.device("meta"):
+                found = module(ids)
+        finally:
+            torch.set_default_dtype(before)
+    assert torch.equal(found, expected)

@@ -197,7 +197,7 @@ def test_every_number_is_written():
     ids[::3, 0] = -1
     cores = cores_of(radices, factors, 9)
     functions, out = native.library("tensor_train"), torch.full((500, 2, 30), float("nan"))
-    pointers = map(native.pointer, (*cores, ids, None, radices, out))
+    pointers = native.pointers(*cores, ids, None, radices, out)
     assert functions.tensor_train(*pointers, 2, ids.numel(), 9, *factors, 2) == -1
     assert not out.isnan().any() and not out[::3, 0].any()
 

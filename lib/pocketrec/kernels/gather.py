@@ -47,10 +47,10 @@ def check_ids(ids: Tensor, limits: Tensor) -> Tensor:
         bad = ((ids < 0) | (ids >= limits)).flatten()
         refuse(ids, limits, int(bad.byte().argmax()) if bad.any() else -1)
         return ids
-    ids, width = integers(ids)
-    wide = torch.empty_like(ids, dtype=torch.int64) if width == 4 else None
+    ids, size = integers(ids)
+    wide = torch.empty_like(ids, dtype=torch.int64) if size == 4 else None
     pointers = native.pointers(ids, limits, wide)
-    refuse(ids, limits, functions.check_ids(*pointers, *ids.shape, width, native.threads(ids.numel())))
+    refuse(ids, limits, functions.check_ids(*pointers, *ids.shape, size, native.threads(ids.numel())))
     return ids if wide is None else wide
 
 
@@ -107,13 +107,13 @@ def _table_rows(table: Tensor, ids: Tensor, limits: Tensor, starts: Tensor, keep
     if functions is None:
         index = stacked(ids, Tables(limits, starts))
         return _rows(table, index), index if keep else index.new_empty(0)
-    ids, bytes = integers(ids)
+    ids, size = integers(ids)
     batch, features = ids.shape
-    out = torch.empty(batch, features, table.shape[1])
-    index = torch.empty(batch, features, dtype=torch.int64) if keep else NOWHERE
+    out = table.new_empty(batch, features, table.shape[1])
+    index = ids.new_empty(batch, features, dtype=torch.int64) if keep else NOWHERE
     pointers = native.pointers(table, ids, limits, starts, index if keep else None, out)
     shape = (*table.shape, batch, features)
-    bad = functions.gather_tables(*pointers, *shape, bytes, native.threads(out.numel()))
+    bad = functions.gather_tables(*pointers, *shape, size, native.threads(out.numel()))
     if bad >= 0:
         refuse(ids, limits, bad)
     return out, index

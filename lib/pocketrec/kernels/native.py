@@ -70,13 +70,8 @@ def families() -> list[str]:
     return sorted(source.stem for source in SOURCES.glob("*.cpp"))
 
 
-def pointer(tensor: Tensor | None) -> int | None:
-    """Return where a contiguous tensor's numbers lie."""
-    return None if tensor is None else tensor.data_ptr()
-
-
 def pointers(*tensors: Tensor | None) -> list[int | None]:
-    """Return the `pointer` of each, sooner than one by one."""
+    """Return where the numbers of contiguous tensors lie, None for none."""
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 

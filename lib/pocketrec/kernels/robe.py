@@ -103,14 +103,14 @@ def _read(
         place, windows = Hash(table, piece, multiplier, kind), Windows(sizes, bases, block_size)
         out, start = _read_by_torch(array, ids if limits is None else gather.checked(ids, limits), place, windows, own)
         return out, start if keep else start.new_empty(0)
-    ids, bytes = gather.integers(ids)
+    ids, size = gather.integers(ids)
     batch, features, blocks = *ids.shape, piece.numel()
-    out = torch.empty(batch, features, blocks * block_size)
-    start = torch.empty(batch, features, blocks, dtype=torch.int64) if keep else gather.NOWHERE
+    out = array.new_empty(batch, features, blocks * block_size)
+    start = ids.new_empty(batch, features, blocks, dtype=torch.int64) if keep else gather.NOWHERE
     kept = start if keep else None
     pointers = native.pointers(array, ids, limits, table, piece, multiplier, sizes, bases, own, kept, out)
     shape = (batch, features, blocks, sizes.numel(), block_size)
-    bad = functions.read_blocks(*pointers, *shape, bytes, kind, native.threads(out.numel()))
+    bad = functions.read_blocks(*pointers, *shape, size, kind, native.threads(out.numel()))
     if bad >= 0:
         if limits is not None and not 0 <= ids.flatten()[bad] < limits[bad % features]:
             gather.refuse(ids, limits, bad)

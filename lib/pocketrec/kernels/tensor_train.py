@@ -64,7 +64,7 @@ def _multiply(cores: Sequence[Tensor], *place: Any) -> Tensor:
     place, out = _contiguous(place), cores[0].new_empty(shape)
     read = functions.tensor_train if len(cores) == 3 else functions.tensor_train_of_two
     tensors = (*cores, *place[:3], out)
-    _checked(place, read(*map(native.pointer, tensors), *_sizes(cores, place), _threads(place)))
+    _checked(place, read(*native.pointers(*tensors), *_sizes(cores, place), _threads(place)))
     return out
 
 
@@ -101,7 +101,7 @@ def _train_into(
     place = _contiguous(place)
     tensors = (*cores, *targets, *totals, *place[:3], gradient)
     sizes = (*_sizes(cores, place), lr, eps, _threads(place))
-    _checked(place, functions.train_tensor_train(*map(native.pointer, tensors), *sizes))
+    _checked(place, functions.train_tensor_train(*native.pointers(*tensors), *sizes))
 
 
 def _chain_gradients(parts: Sequence[Tensor], factors: Sequence[int], gradient: Tensor) -> list[Tensor]:

@@ -15,18 +15,6 @@ NEAR = 1.01  # sizes and times closer than that are equal
 LEVEL = 0.05  # of a test, after the correction for how many there are
 
 
-def on_same_rows(measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return the tests of `pocketrec.same_rows`, a row a cell: of the mean over seeds, or of the only seed.
-
-    Columns: dataset, method, variant, ratio_requested; difference of the AUC to the reference's, low, high (95 %, over
-    other test rows), p, positives, negatives.
-    """
-    columns = [*CELL, "difference", "low", "high", "p", "positives", "negatives"]
-    tested = measured.get("same_rows", pd.DataFrame(columns=["seed", *columns])).dropna(subset="difference")
-    tested = tested.sort_values("seed", na_position="first").drop_duplicates(CELL).sort_values(CELL)
-    return tested[columns].reset_index(drop=True)
-
-
 def half_width(std: pd.Series | float, n: pd.Series | int) -> pd.Series | float:
     """Return half of the 95 % t-interval of a mean: t(0.975, n − 1) · std / √n; NaN below two values."""
     count = np.asarray(n, dtype=float)
@@ -263,3 +251,15 @@ def verdict(results: pd.DataFrame) -> str:
     parts += [f"{count['infeasible']} infeasible"] if "infeasible" in count else []
     parts += [f"{number} {name}" for name, number in failed.items()]
     return ", ".join(parts)
+
+
+def on_same_rows(measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the tests of `pocketrec.same_rows`, a row a cell: of the mean over seeds, or of the only seed.
+
+    Columns: dataset, method, variant, ratio_requested; difference of the AUC to the reference's, low, high (95 %, over
+    other test rows), p, positives, negatives.
+    """
+    columns = [*CELL, "difference", "low", "high", "p", "positives", "negatives"]
+    tested = measured.get("same_rows", pd.DataFrame(columns=["seed", *columns])).dropna(subset="difference")
+    tested = tested.sort_values("seed", na_position="first").drop_duplicates(CELL).sort_values(CELL)
+    return tested[columns].reset_index(drop=True)
