@@ -104,7 +104,7 @@ def test_sanitizers_find_nothing(tmp_path):
     if not all(Path(library).is_absolute() for library in libraries):
         pytest.skip("g++ or its address sanitizer is not there")
     environment = {
-        "POCKETREC_CXXFLAGS": "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g",
+        "POCKETREC_CXXFLAGS": "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -g",
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",
         "XDG_CACHE_HOME": str(tmp_path),

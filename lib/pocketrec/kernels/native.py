@@ -30,7 +30,7 @@ WIDE = ["-mprefer-vector-width=512"]
 TYPES = {"void": None, "i64": ctypes.c_int64, "u64": ctypes.c_uint64, "int": ctypes.c_int, "float": ctypes.c_float}
 
 _on = os.environ.get("POCKETREC_KERNELS", "on").lower() not in ("off", "0", "no", "false")
-_loaded: dict[str, tuple[ctypes.CDLL | None, str]] = {}
+_loaded: dict[tuple[str, str], tuple[ctypes.CDLL | None, str]] = {}
 
 
 @contextmanager
@@ -49,9 +49,14 @@ def on() -> bool:
     return _on
 
 
-def library(family: str) -> ctypes.CDLL | None:
-    """Return the functions of one family, compiled if need be; None where they cannot be had or are switched off."""
-    return (_loaded.get(family) or _load(family))[0] if _on else None
+def library(family: str, constants: str = "") -> ctypes.CDLL | None:
+    """Return the functions of one family, compiled if need be; None where they cannot be had or are switched off.
+
+    Args:
+        constants: flags as `-DRANK=8 -DQ1=2`, for a library of its own in which these numbers are known: its loops over
+            small matrices are unrolled.
+    """
+    return (_loaded.get((family, constants)) or _load(family, constants))[0] if _on else None
 
 
 def problem(family: str) -> str:
@@ -61,7 +66,7 @@ def problem(family: str) -> str:
 
 def missing() -> dict[str, str]:
     """Return the families that this process asked for and did not get, each with the reason."""
-    asked = list(_loaded) if _on else families()
+    asked = [family for family, _ in _loaded] if _on else families()
     return {family: problem(family) for family in asked if problem(family)}
 
 
@@ -75,16 +80,16 @@ def pointers(*tensors: Tensor | None) -> list[int | None]:
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def _load(family: str) -> tuple[ctypes.CDLL | None, str]:
-    if family not in _loaded:
-        _loaded[family] = _built(family)
-    return _loaded[family]
+def _load(family: str, constants: str = "") -> tuple[ctypes.CDLL | None, str]:
+    if (family, constants) not in _loaded:
+        _loaded[family, constants] = _built(family, constants)
+    return _loaded[family, constants]
 
 
-def _built(family: str) -> tuple[ctypes.CDLL | None, str]:
+def _built(family: str, constants: str) -> tuple[ctypes.CDLL | None, str]:
     # a sanitizer build, or another compiler, through the variables that compilers' users know
     compiler = os.environ.get("CXX", "g++")
-    flags = [*FLAGS, *os.environ.get("POCKETREC_CXXFLAGS", "").split()]
+    flags = [*FLAGS, *constants.split(), *os.environ.get("POCKETREC_CXXFLAGS", "").split()]
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):

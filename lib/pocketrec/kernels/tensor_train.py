@@ -10,12 +10,14 @@ how many each has, and `factors` are the q_k. ids are [batch, tables], or [n] wi
 below 0 asks for nothing and gets zeros.
 
 The C++ takes three cores, and reads two. Of three it computes a repeated id once and G_1[i_1] G_2[i_2] once a pair,
-and sums gradients in an order that does not depend on the number of threads: the same bits for any.
+and sums gradients in an order that does not depend on the number of threads: the same bits for any. For some sizes
+(`constants`) it is compiled once more, with loops over matrices of just these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -55,7 +57,7 @@ def chain(parts: Sequence[Tensor], factors: Sequence[int]) -> list[Tensor]:
 
 def _multiply(cores: Sequence[Tensor], *place: Any) -> Tensor:
     place = Place(*place)
-    functions, shape = _functions(cores), (*place.ids.shape, prod(place.factors))
+    functions, shape = _functions(cores, place.factors), (*place.ids.shape, prod(place.factors))
     if functions is None or len(cores) not in (2, 3):
         kept, _, parts = _parts(cores, place)
         out = cores[0].new_zeros(shape)
@@ -91,7 +93,7 @@ def _train_into(
     """Train `targets`, which may be the cores, by the gradient at the cores."""
     torch.autograd.graph.increment_version([*targets, *(totals or [])])
     totals, gradient = totals or [None] * len(cores), gradient.contiguous()
-    functions = _functions(cores) if len(cores) == 3 and on_processor(gradient) else None
+    functions = _functions(cores, place.factors) if len(cores) == 3 and on_processor(gradient) else None
     if functions is None:
         kept, index, parts = _parts(cores, place)
         shares = _chain_gradients(parts, place.factors, gradient[kept])
@@ -130,8 +132,18 @@ def _checked(place: Place, wrong: int) -> None:
         raise IndexError(f"id {place.ids.flatten()[wrong].item()} is outside its table")
 
 
-def _functions(cores: Sequence[Tensor]) -> Any:
-    return native.library("tensor_train") if all(map(on_processor, cores)) else None
+def _functions(cores: Sequence[Tensor], factors: Sequence[int]) -> Any:
+    if not all(map(on_processor, cores)):
+        return None
+    return native.library("tensor_train", constants(cores[0].shape[1] // factors[0], *factors))
+
+
+@cache
+def constants(rank: int, *factors: int) -> str:
+    """Return what a library for these sizes alone is compiled with; empty where it would gain little, or is rare."""
+    if rank not in (8, 16, 32) or len(factors) not in (2, 3) or not {2, 4, 8, 16}.issuperset(factors):
+        return ""
+    return f"-DRANK={rank} " + " ".join(f"-DQ{k}={q}" for k, q in enumerate((1, *factors)[-3:], 1))
 
 
 def _contiguous(place: Place) -> Place:

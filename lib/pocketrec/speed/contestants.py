@@ -140,6 +140,8 @@ def ours(name: str, of: Tables, route: str = OURS, **settings: Any) -> Lookup:
 def _lookup(module: Embedding, route: str) -> Lookup:
     optimizer, plain = SGD(module.parameters(), lr=LR), route == PLAIN
     stores = [store for store in module.modules() if isinstance(store, Rows | Array)]
+    in_stores = {id(store.weight) for store in stores}
+    left = plain or any(id(p) not in in_stores for p in module.parameters())  # not trained where its gradient arises
 
     def train(trainer: SGD | None) -> None:  # `optim.in_place` without its beginning and end, which a training has once
         for store in stores:
@@ -154,8 +156,9 @@ def _lookup(module: Embedding, route: str) -> Lookup:
         train(None if plain else optimizer)
         with native.off() if plain else nullcontext():
             module(ids).backward(gradient)
-            optimizer.step()
-            optimizer.zero_grad()
+            if left:
+                optimizer.step()
+                optimizer.zero_grad()
 
     def expected(ids: Tensor) -> Tensor:
         train(None)

@@ -19,6 +19,16 @@ constexpr i64 MOST_PARTS = 16;  // of all tables together: each part has memory 
 
 #define INLINE inline __attribute__((always_inline))
 
+// With RANK, Q1, Q2 and Q3 defined the library is for matrices of these sizes alone, and its loops over them are
+// unrolled: up to twice as fast at small ranks.
+#ifdef RANK
+#define SIZE static constexpr i64
+#define UNROLLED INLINE
+#else
+#define SIZE const i64
+#define UNROLLED __attribute__((noinline))
+#endif
+
 template <int W>
 using Vector __attribute__((vector_size(4 * W), aligned(4), may_alias)) = float;
 
@@ -68,8 +78,8 @@ INLINE void strip(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, 
 // to[m, n] = sum over k of a[m, k] b[k, n], or added to it if `more`; a may lie transposed. `columns` is a multiple of
 // the vectors' width W.
 template <int W, int... HEIGHTS>
-void multiply(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_row, i64 rows,
-              i64 columns, i64 depth, bool more) {
+UNROLLED void multiply(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_row,
+                       i64 rows, i64 columns, i64 depth, bool more) {
   i64 n = 0;
   for (; n + 2 * W <= columns; n += 2 * W) {
     strip<W, 2, HEIGHTS...>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
@@ -77,22 +87,27 @@ void multiply(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, cons
   if (n < columns) strip<W, 1, HEIGHTS...>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
 }
 
-using Multiply = decltype(&multiply<16, 8>);
-
-template <int W>
-Multiply multiply_of(i64 rows) {
-  return rows % 8 == 0 ? multiply<W, 8> : rows % 4 == 0 ? multiply<W, 4> : multiply<W, 8, 4, 2, 1>;
-}
-
-// How to multiply with vectors of a width: of so many rows, of which products of a few numbers come fastest, or of any.
-inline Multiply multiply_with(i64 width, i64 rows = 1) {
-  return width == 16 ? multiply_of<16>(rows) : width == 8 ? multiply_of<8>(rows) : multiply_of<4>(rows);
+// The same with vectors of `width`, 16, 8 or 4.
+INLINE void multiply(i64 width, float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b,
+                     i64 b_row, i64 rows, i64 columns, i64 depth, bool more) {
+  const auto with = [&](auto w) __attribute__((always_inline)) {
+    constexpr int W = decltype(w)::value;
+    if (rows % 8 == 0) {
+      multiply<W, 8>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
+    } else if (rows % 4 == 0) {
+      multiply<W, 4>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
+    } else {
+      multiply<W, 8, 4, 2, 1>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
+    }
+  };
+  if (width == 16) return with(std::integral_constant<int, 16>{});
+  width == 8 ? with(std::integral_constant<int, 8>{}) : with(std::integral_constant<int, 4>{});
 }
 
 // The width of vectors for rows of so many numbers.
-inline i64 vector_width(i64 numbers) { return numbers > 8 ? 16 : numbers > 4 ? 8 : 4; }
+constexpr i64 vector_width(i64 numbers) { return numbers > 8 ? 16 : numbers > 4 ? 8 : 4; }
 
-inline i64 round_up(i64 numbers, i64 width) { return (numbers + width - 1) / width * width; }
+constexpr i64 round_up(i64 numbers, i64 width) { return (numbers + width - 1) / width * width; }
 
 // to[n, m] = from[m, n]
 inline void transpose(float* to, i64 to_row, const float* from, i64 from_row, i64 rows, i64 columns) {
@@ -126,13 +141,18 @@ inline void copy_rows(float* to, i64 to_row, const float* from, i64 from_row, i6
 }
 
 struct Shape {
-  i64 rank, q1, q2, q3;
-  i64 rank_width = vector_width(rank), q3_width = vector_width(q3);
-  i64 padded = round_up(rank, rank_width), q3_padded = round_up(q3, q3_width);
-  i64 first = q1 * rank, middle = rank * q2 * rank, last = rank * q3, q12 = q1 * q2, dim = q12 * q3;
-  i64 product = q12 * padded;  // of a pair
-  Multiply any = multiply_with(rank_width), of_product = multiply_with(rank_width, q12);
-  Multiply of_last = multiply_with(rank_width, q3), of_row = multiply_with(q3_width, q12);
+#ifdef RANK
+  SIZE rank = RANK, q1 = Q1, q2 = Q2, q3 = Q3;
+  Shape(i64, i64, i64, i64) {}
+#else
+  SIZE rank, q1, q2, q3;
+  Shape(i64 rank, i64 q1, i64 q2, i64 q3) : rank(rank), q1(q1), q2(q2), q3(q3) {}
+#endif
+  SIZE rank_width = vector_width(rank), q3_width = vector_width(q3);
+  SIZE padded = round_up(rank, rank_width), q3_padded = round_up(q3, q3_width);
+  SIZE first = q1 * rank, middle = rank * q2 * rank, last = rank * q3, q12 = q1 * q2, dim = q12 * q3;
+  SIZE middle_row = q2 * padded, middle_width = middle_row % 16 == 0 ? 16 : middle_row % 8 == 0 ? 8 : 4;
+  SIZE product = q12 * padded;  // of a pair
 };
 
 template <class T>
@@ -235,7 +255,7 @@ struct Work {
   // The slice with its rows as long as vectors, [rank, q2, padded].
   const float* padded(const float* slice, const Shape& s) {
     if (s.padded == s.rank) return slice;
-    middle.assign(s.rank * s.q2 * s.padded, 0);
+    middle.assign(s.rank * s.middle_row, 0);
     copy_rows(middle.data(), s.padded, slice, s.rank, s.rank * s.q2, s.rank);
     return middle.data();
   }
@@ -246,12 +266,12 @@ struct Work {
     for (i64 i = 0; i < count; ++i) {
       copy_floats(first.data() + i * s.first, core + plan.pairs[pair + i].first * s.first, s.first);
     }
-    s.any(product.data(), s.q2 * s.padded, first.data(), s.rank, 1, slice, s.q2 * s.padded, count * s.q1,
-          s.q2 * s.padded, s.rank, false);
+    multiply(s.middle_width, product.data(), s.middle_row, first.data(), s.rank, 1, slice, s.middle_row, count * s.q1,
+             s.middle_row, s.rank, false);
   }
 };
 
-thread_local Work work;
+thread_local Work work_of_thread;
 
 // A table's part of each core.
 struct Cores {
@@ -261,17 +281,20 @@ struct Cores {
 };
 
 // A row of a table by the product of its first slices, [q1 q2, rank].
-inline void write_row(float* to, const float* product, i64 product_row, const float* last, const Shape& s) {
-  if (s.q3 == s.q3_padded) return s.of_row(to, s.q3, product, product_row, 1, last, s.q3, s.q12, s.q3, s.rank, false);
+inline void write_row(Work& work, float* to, const float* product, i64 product_row, const float* last, const Shape& s) {
+  if (s.q3 == s.q3_padded) {
+    multiply(s.q3_width, to, s.q3, product, product_row, 1, last, s.q3, s.q12, s.q3, s.rank, false);
+    return;
+  }
   room(work.last, s.rank * s.q3_padded), room(work.row, s.q12 * s.q3_padded);
   copy_rows(work.last.data(), s.q3_padded, last, s.q3, s.rank, s.q3);
-  s.of_row(work.row.data(), s.q3_padded, product, product_row, 1, work.last.data(), s.q3_padded, s.q12, s.q3_padded,
-           s.rank, false);
+  multiply(s.q3_width, work.row.data(), s.q3_padded, product, product_row, 1, work.last.data(), s.q3_padded, s.q12,
+           s.q3_padded, s.rank, false);
   copy_rows(to, s.q3, work.row.data(), s.q3_padded, s.q12, s.q3);
 }
 
 // Reads the rows of groups [low, high) of this thread's plan.
-void read_part(const Cores& cores, const Shape& s, i64 low, i64 high, float* out) {
+void read_part(Work& work, const Cores& cores, const Shape& s, i64 low, i64 high, float* out) {
   const Plan& plan = work.plan;
   for (i64 g = low; g < high; ++g) {
     const float* slice = work.padded(cores.middle + plan.groups[g].middle * s.middle, s);
@@ -282,7 +305,7 @@ void read_part(const Cores& cores, const Shape& s, i64 low, i64 high, float* out
         for (i64 r = plan.pairs[pair + i].row; r < plan.pairs[pair + i + 1].row; ++r) {
           const Plan::Row& row = plan.rows[r];
           float* to = out + plan.items[row.item].position * s.dim;
-          write_row(to, work.product.data() + i * s.product, s.padded, cores.last + row.last * s.last, s);
+          write_row(work, to, work.product.data() + i * s.product, s.padded, cores.last + row.last * s.last, s);
           for (i64 k = row.item + 1; k < plan.rows[r + 1].item; ++k) {
             copy_floats(out + plan.items[k].position * s.dim, to, s.dim);
           }
@@ -309,11 +332,11 @@ struct Sums {
 };
 
 // Trains the middle slices of groups [low, high) of this thread's plan, and sums the gradients of the outer ones.
-void train_part(const Cores& cores, const Shape& s, i64 low, i64 high, const float* gradient, float* target,
-                float* total, const Sums& sums, float lr, float eps) {
+void train_part(Work& work, const Cores& cores, const Shape& s, i64 low, i64 high, const float* gradient,
+                float* target, float* total, const Sums& sums, float lr, float eps) {
   const Plan& plan = work.plan;
   const i64 q12 = s.q12, q3 = s.q3;
-  const i64 first = s.q1 * s.padded, middle = s.q2 * s.padded, last = q3 * s.padded;  // with padded rows
+  const i64 first = s.q1 * s.padded, middle = s.middle_row, last = q3 * s.padded;  // with padded rows
   room(work.gradient, PAIRS * s.product), room(work.sum, s.rank * middle);
   room(work.row, s.dim), room(work.of_first, PAIRS * first), room(work.flipped, middle * s.padded);
   if (s.padded > s.rank) std::fill(work.flipped.begin(), work.flipped.end(), 0.0f);
@@ -342,17 +365,17 @@ void train_part(const Cores& cores, const Shape& s, i64 low, i64 high, const flo
             transpose(flipped, s.padded, cores.last + row.last * s.last, q3, s.rank, q3);
             work.has_last[row.last] = true;
           }
-          s.of_product(of_product, s.padded, upstream, q3, 1, flipped, s.padded, q12, s.padded, q3,
-                          r > plan.pairs[pair + i].row);
-          s.of_last(sums.lasts + row.last * last, s.padded, upstream, 1, q3, product, s.padded, q3, s.padded, q12,
-                          sums.has_last[row.last]);
+          multiply(s.rank_width, of_product, s.padded, upstream, q3, 1, flipped, s.padded, q12, s.padded, q3,
+                   r > plan.pairs[pair + i].row);
+          multiply(s.rank_width, sums.lasts + row.last * last, s.padded, upstream, 1, q3, product, s.padded, q3,
+                   s.padded, q12, sums.has_last[row.last]);
           sums.has_last[row.last] = true;
         }
       }
-      s.any(work.sum.data(), middle, work.first.data(), 1, s.rank, work.gradient.data(), middle, s.rank, middle,
-                  count * s.q1, pair > plan.groups[g].pair);
-      s.any(work.of_first.data(), s.padded, work.gradient.data(), middle, 1, work.flipped.data(), s.padded,
-                  count * s.q1, s.padded, middle, false);
+      multiply(s.middle_width, work.sum.data(), middle, work.first.data(), 1, s.rank, work.gradient.data(), middle,
+               s.rank, middle, count * s.q1, pair > plan.groups[g].pair);
+      multiply(s.rank_width, work.of_first.data(), s.padded, work.gradient.data(), middle, 1, work.flipped.data(),
+               s.padded, count * s.q1, s.padded, middle, false);
       for (i64 i = 0; i < count; ++i) {
         const i64 one = plan.pairs[pair + i].first;
         float *sum = sums.firsts + one * first, *share = work.of_first.data() + i * first;
@@ -398,10 +421,11 @@ i64 outside(const i64* ids, const i64* tables, const i64* radices, i64 cores, i6
 template <class F>
 void each_part(const i64* ids, const i64* tables, const i64* radices, i64 table_count, i64 n, i64 parts, F f) {
   const i64 thread = omp_get_thread_num(), threads = omp_get_num_threads(), all = table_count * parts;
+  Work& work = work_of_thread;
   for (i64 u = all * thread / threads, end = all * (thread + 1) / threads, made = -1; u < end; ++u) {
     const i64 t = u / parts;
     if (t != made) work.plan.make(ids, tables, t, table_count, n, radices + 3 * t);
-    f(t, u % parts, t != made);
+    f(work, t, u % parts, t != made);
     made = t;
   }
 }
@@ -414,7 +438,7 @@ extern "C" i64 tensor_train(const float* core1, const float* core2, const float*
                             const i64* tables, const i64* radices, float* out, i64 table_count, i64 n, i64 rank, i64 q1,
                             i64 q2, i64 q3, int threads) {
   if (const i64 bad = outside(ids, tables, radices, 3, table_count, n); bad >= 0) return bad;
-  const Shape s{rank, q1, q2, q3};
+  const Shape s(rank, q1, q2, q3);
   const std::vector<i64> start = starts(radices, table_count);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
@@ -422,10 +446,10 @@ extern "C" i64 tensor_train(const float* core1, const float* core2, const float*
     for (i64 j = 0; j < n; ++j) {
       if (ids[j] < 0) std::fill_n(out + j * s.dim, s.dim, 0.0f);
     }
-    each_part(ids, tables, radices, table_count, n, threads, [&](i64 t, i64 part, bool) {
+    each_part(ids, tables, radices, table_count, n, threads, [&](Work& work, i64 t, i64 part, bool) {
       const Cores cores(core1, core2, core3, start.data() + 3 * t, s);
       const i64 low = work.plan.start(part, threads, rank, q3), high = work.plan.start(part + 1, threads, rank, q3);
-      read_part(cores, s, low, high, out);
+      read_part(work, cores, s, low, high, out);
     });
   }
   return -1;
@@ -436,7 +460,7 @@ extern "C" i64 tensor_train_of_two(const float* core1, const float* core2, const
                                    const i64* radices, float* out, i64 table_count, i64 n, i64 rank, i64 q1, i64 q2,
                                    int threads) {
   if (const i64 bad = outside(ids, tables, radices, 2, table_count, n); bad >= 0) return bad;
-  const Shape s{rank, 1, q1, q2};
+  const Shape s(rank, 1, q1, q2);
   const i64 first = q1 * rank;
   struct Table {
     Divisor by_last;
@@ -447,22 +471,31 @@ extern "C" i64 tensor_train_of_two(const float* core1, const float* core2, const
     all.push_back({Divisor(radices[2 * t + 1]), core1, core2});
     core1 += radices[2 * t] * first, core2 += radices[2 * t + 1] * s.last;
   }
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (i64 from = 0; from < n; from += TOGETHER) {
-    const float *firsts[TOGETHER], *lasts[TOGETHER];
-    const i64 count = std::min(TOGETHER, n - from);
-    for (i64 i = 0, t = from % table_count; i < count; ++i) {
-      const Table& table = all[tables ? tables[from + i] : t];
-      if (++t == table_count) t = 0;
-      const i64 x = std::max<i64>(ids[from + i], 0), digit = table.by_last(x);
-      firsts[i] = table.first + digit * first, lasts[i] = table.last + (x - digit * table.by_last.m) * s.last;
-      prefetch_span(firsts[i], first);
+  team(threads, [&, out](int thread, int threads) {
+    struct Slices {
+      const float *first, *last;
+    };
+    Slices slices[2][TOGETHER];
+    Work& work = work_of_thread;
+    const i64 low = n * thread / threads, high = n * (thread + 1) / threads;
+    const auto find = [&](i64 from) {
+      for (i64 j = from, t = from % table_count; j < std::min(from + TOGETHER, high); ++j) {
+        const Table& table = all[tables ? tables[j] : t];
+        if (++t == table_count) t = 0;
+        const u64 x = std::max<i64>(ids[j], 0), digit = table.by_last(x);
+        Slices& at = slices[(j - low) / TOGETHER % 2][(j - low) % TOGETHER];
+        at = {table.first + digit * first, table.last + (x - digit * table.by_last.m) * s.last};
+        prefetch_span(at.first, first);
+      }
+    };
+    if (low < high) find(low);
+    for (i64 j = low; j < high; ++j) {
+      if ((j - low) % TOGETHER == 0 && j + TOGETHER < high) find(j + TOGETHER);
+      const Slices& at = slices[(j - low) / TOGETHER % 2][(j - low) % TOGETHER];
+      float* to = out + j * s.dim;
+      ids[j] < 0 ? void(std::fill_n(to, s.dim, 0.0f)) : write_row(work, to, at.first, rank, at.last, s);
     }
-    for (i64 i = 0; i < count; ++i) {
-      float* to = out + (from + i) * s.dim;
-      ids[from + i] < 0 ? void(std::fill_n(to, s.dim, 0.0f)) : write_row(to, firsts[i], rank, lasts[i], s);
-    }
-  }
+  });
   return -1;
 }
 
@@ -474,7 +507,7 @@ extern "C" i64 train_tensor_train(const float* core1, const float* core2, const 
                                   i64 table_count, i64 n, i64 rank, i64 q1, i64 q2, i64 q3, float lr, float eps,
                                   int threads) {
   if (const i64 bad = outside(ids, tables, radices, 3, table_count, n); bad >= 0) return bad;
-  const Shape s{rank, q1, q2, q3};
+  const Shape s(rank, q1, q2, q3);
   const std::vector<i64> start = starts(radices, table_count);
   const i64 parts = std::max<i64>(std::min(MOST_PARTS, n / IN_A_PART) / std::max<i64>(table_count, 1), 1);
   const i64 first = q1 * s.padded, last = q3 * s.padded, *ends = start.data() + 3 * table_count;
@@ -493,7 +526,7 @@ extern "C" i64 train_tensor_train(const float* core1, const float* core2, const 
   };
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    each_part(ids, tables, radices, table_count, n, parts, [&](i64 t, i64 part, bool another) {
+    each_part(ids, tables, radices, table_count, n, parts, [&](Work& work, i64 t, i64 part, bool another) {
       const Cores cores(core1, core2, core3, start.data() + 3 * t, s);
       const i64 low = work.plan.start(part, parts, rank, q3), high = work.plan.start(part + 1, parts, rank, q3);
       const i64 at = start[3 * t + 1];
@@ -501,10 +534,11 @@ extern "C" i64 train_tensor_train(const float* core1, const float* core2, const 
         room(work.last, radices[3 * t + 2] * last), work.has_last.assign(radices[3 * t + 2], false);
         if (s.padded > rank) std::fill(work.last.begin(), work.last.end(), 0.0f);
       }
-      train_part(cores, s, low, high, gradient, target2 + at * s.middle, total2 ? total2 + at : nullptr,
+      train_part(work, cores, s, low, high, gradient, target2 + at * s.middle, total2 ? total2 + at : nullptr,
                  sums_of(part, t), lr, eps);
     });
     const i64 thread = omp_get_thread_num();
+    Work& work = work_of_thread;
     const Sums all = sums_of(0, 0);
 #pragma omp barrier
     for (i64 i = ends[0] * thread / threads; i < ends[0] * (thread + 1) / threads; ++i) {
