@@ -147,5 +147,5 @@ def optimizers(
     others = [p for p in model.parameters() if id(p) not in shared]
     return [
         *([TABLE_OPTIMIZERS[table_optimizer](embedding, lr=table_lr)] if embedding else []),
-        *([DENSE_OPTIMIZERS[dense_optimizer](others, lr=dense_lr)] if others else []),
+        *([DENSE_OPTIMIZERS[dense_optimizer](others, lr=dense_lr, fused=True)] if others else []),
     ]

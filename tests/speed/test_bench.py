@@ -123,10 +123,12 @@ def test_a_checkout_is_imported_and_the_path_left_alone(tmp_path):
     __import__("sys").modules.pop("cce")
 
 
-def test_the_whole_model_has_a_floor():
+def test_the_whole_model_has_a_floor(monkeypatch):
+    compiled = []
+    monkeypatch.setattr("torch.compile", lambda module: compiled.append(module) or module)  # takes long
     frame = dlrm.bench([40_000] * 7, options())
     lower = {f"{name}, bf16" for name in dlrm.LOWER}
-    assert set(frame.embedding) == {dlrm.FLOOR, dlrm.BAGS, *dlrm.METHODS, *lower}
+    assert set(frame.embedding) == {dlrm.FLOOR, dlrm.BAGS, *dlrm.METHODS, *lower, dlrm.COMPILED} and len(compiled) == 2
     assert set(frame.work) == {"training step", "request"} and (frame.ms > 0).all()
 
 

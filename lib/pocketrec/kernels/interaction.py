@@ -16,7 +16,7 @@ def pairs(vectors: Tensor) -> Tensor:
     """Return the dot products of all pairs, [batch, n, dim] -> [batch, n (n - 1) / 2]."""
     count = vectors.shape[1]
     i, j = torch.tril_indices(count, count, -1, device=vectors.device)
-    return (vectors @ vectors.mT).flatten(1).index_select(1, i * count + j)
+    return (vectors @ vectors.mT).flatten(1).gather(1, (i * count + j).expand(len(vectors), -1))
 
 
 def _with(first: Tensor | None, vectors: Tensor) -> Tensor:

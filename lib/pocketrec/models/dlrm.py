@@ -45,7 +45,7 @@ class DLRM(Backbone):
         width = embedding.out_dim
         vectors = len(embedding.cardinalities) + (num_dense > 0)
         pairs = torch.tril_indices(vectors, vectors, -1)
-        self.register_buffer("pairs", pairs[0] * vectors + pairs[1], persistent=False)  # flat: one gather
+        self.register_buffer("pairs", pairs[0] * vectors + pairs[1], persistent=False)
         draw = torch.Generator().manual_seed(seed)
         self.bottom = mlp([num_dense, *bottom_mlp, width], draw, last=nn.ReLU()) if num_dense else None
         inputs = len(self.pairs) + (width if num_dense else 0)
@@ -64,7 +64,7 @@ class DLRM(Backbone):
 
     def interact(self, vectors: Tensor) -> Tensor:
         """Return the dot products of all pairs, [batch, n, dim] -> [batch, n (n - 1) / 2]."""
-        return (vectors @ vectors.mT).flatten(1).index_select(1, self.pairs)
+        return (vectors @ vectors.mT).flatten(1).gather(1, self.pairs.expand(len(vectors), -1))
 
 
 def mlp(widths: Sequence[int], draw: torch.Generator, last: nn.Module) -> nn.Sequential:

@@ -32,6 +32,7 @@ NUM_DENSE, BATCH, LR = 13, 2048, 0.01
 HELD = 64  # batches in memory: more than a cache takes
 BOTTOM, TOP = (512, 256, 64), (512, 256)  # of Criteo-Kaggle's configuration, as `DLRM` has it
 FLOOR, BAGS, REFERENCE = "MLPs only", "26 x nn.EmbeddingBag", "facebookresearch/dlrm"
+COMPILED = "robe, compiled MLPs"
 LOWER = (FLOOR, "full", "robe")  # timed in bf16 as well
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
@@ -77,8 +78,9 @@ class _Bags(Rival):
 def bench(cardinalities: Sequence[int], options: Options, dim: int = 16) -> pd.DataFrame:
     """Time training steps at batch 2,048 and answers to requests of one row, one row a sample.
 
-    Columns: embedding (with `, bf16` where the MLPs' products are), work (`training step` or `request`), batch, ms,
-    foreign, core_to_core_ns. The reference code of DLRM is among them where its checkout is at hand.
+    Columns: embedding (with `, bf16` where the MLPs' products are, with `, compiled MLPs` by `torch.compile`), work
+    (`training step` or `request`), batch, ms, foreign, core_to_core_ns. The reference code of DLRM is among them where
+    its checkout is at hand.
     """
     tables = Tables(cardinalities, dim, options.device)
     models = {name: model(name, tables) for name in tqdm([FLOOR, BAGS, *METHODS], "models", unit="model")}
@@ -89,6 +91,7 @@ def bench(cardinalities: Sequence[int], options: Options, dim: int = 16) -> pd.D
         calls = {name: make(m, ids) for name, m in models.items()}
         if batch == BATCH:
             calls |= {f"{name}, bf16": _training(models[name], ids, torch.bfloat16) for name in LOWER}
+            calls[COMPILED] = _training(_compiled(model("robe", tables)), ids)
             calls |= _reference(tables, ids, options.rivals)
         frames += [
             {"embedding": name, "work": work, "batch": batch, "ms": ms}
@@ -120,6 +123,11 @@ def model(name: str, tables: Tables, methods: Mapping[str, dict[str, Any]] = MET
             for parameter in embedding.parameters():
                 fill(huge(parameter.data))
     return DLRM(embedding, NUM_DENSE, **mlps).to(tables.device)
+
+
+def _compiled(model: DLRM) -> DLRM:
+    model.bottom, model.top = torch.compile(model.bottom), torch.compile(model.top)
+    return model
 
 
 def _training(model: DLRM, batches: Sequence[Tensor], lower: torch.dtype | None = None) -> Callable[[], Any]:
