@@ -152,7 +152,8 @@ def _bars() -> Iterable[Bar]:
             yield Bar(text, 0.8, robe | {"work": "forward"}, limit)
             for (name, rival), need in zip(rivals.items(), (10, 11, 4), strict=True):
                 yield Bar(f"ROBE-16 step against {name}", need, robe | {"work": "step"}, rival)
-    wide = {"family": "robe", "ratio": 1000, "block_size": 32, "hash": "multiply_shift", "dim": 128, "batch": 2048}
+    wide = {"family": "robe", "ratio": 1000, "block_size": 32, "hash": "multiply_shift"}
+    wide |= {"dim": 128, "batch": [2048, 65_536]}
     for work, need in (("forward", 15), ("step", 8)):
         rival = {"family": "robe", "route": CCE, "ratio": 1000, "block_size": 32}
         yield Bar(f"ROBE-32, dim 128, {work} against cce's ROBE", need, wide | {"work": work}, rival)
