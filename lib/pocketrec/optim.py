@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketrec.embeddings.stores import Array, Rows
-from pocketrec.kernels import gather, robe, tensor_train
+from pocketrec.kernels import gather, projection, robe, tensor_train
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
@@ -41,6 +41,10 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     def train_rows(self, table: Tensor, index: Tensor, gradient: Tensor) -> None:
         """Apply the gradients of rows that were read, [...] and [..., width]; a row may occur often."""
         gather.train_rows(table, self._total(table, table.shape[:1]), index, gradient, *self._rates())
+
+    def train_projected(self, table: Tensor, index: Tensor, gradient: Tensor, matrices: Tensor) -> Tensor:
+        """Apply the gradients of rows that were read and multiplied; return that of the matrices."""
+        return projection.train(table, self._total(table, table.shape[:1]), index, gradient, matrices, *self._rates())
 
     def train_blocks(self, array: Tensor, starts: Tensor, gradient: Tensor, windows: robe.Windows) -> None:
         """Apply the gradients of blocks that were read, element by element; see `kernels.robe`."""
@@ -78,6 +82,10 @@ class SGD(torch.optim.SGD):
     def train_rows(self, table: Tensor, index: Tensor, gradient: Tensor) -> None:
         """Apply the gradients of rows that were read, [...] and [..., width]; a row may occur often."""
         gather.train_rows(table, None, index, gradient, self.param_groups[0]["lr"], 0.0)
+
+    def train_projected(self, table: Tensor, index: Tensor, gradient: Tensor, matrices: Tensor) -> Tensor:
+        """Apply the gradients of rows that were read and multiplied; return that of the matrices."""
+        return projection.train(table, None, index, gradient, matrices, self.param_groups[0]["lr"], 0.0)
 
     def train_blocks(self, array: Tensor, starts: Tensor, gradient: Tensor, windows: robe.Windows) -> None:
         """Apply the gradients of blocks that were read; see `kernels.robe`."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketrec import embeddings
-from pocketrec.kernels import gather, native
+from pocketrec.kernels import gather, native, universal_hash
 
 pytestmark = pytest.mark.skipif(bool(native.problem("gather")), reason=native.problem("gather"))
 
@@ -150,18 +150,30 @@ def test_ids_are_checked_against_their_tables(dtype, on):
                 gather.table_rows(torch.zeros(10, 16), bad, limits, starts)
 
 
-@given(lookups(), st.booleans())
+@given(lookups(), st.booleans(), st.sampled_from(["", "by remainder", "universal"]))
 @settings(deadline=None)
-def test_tables_that_are_stacked(lookup, keep):
+def test_tables_that_are_stacked(lookup, keep, hashed):
     table, ids, _ = lookup
     features = max(1, ids.shape[-1])
     ids, stacked = ids.view(-1, features), torch.cat([table + f for f in range(features)])
-    limits, starts = torch.full((features,), len(table)), torch.arange(features) * len(table)
-    rows, index = gather.table_rows(stacked, ids, limits, starts, keep)
-    assert torch.equal(rows, stacked[ids.long() + starts])
-    assert torch.equal(index, ids + starts) if keep else len(index) == 0
+    limits, starts, hash, expected = torch.full((features,), len(table)), torch.arange(features) * len(table), None, ids
+    if hashed:
+        sizes = torch.tensor([max(1, len(table) // (1 + f % 3)) for f in range(features)])  # every third is whole
+        drawn = (
+            universal_hash.coefficients(torch.Generator().manual_seed(1), 2, features)
+            if hashed != "by remainder"
+            else (1, 0)
+        )
+        hash = universal_hash.unless_whole(limits, sizes, *drawn)
+        a, b, m = hash.tolist()
+        slots = [[(a[f] * x + b[f]) % universal_hash.P % m[f] for f, x in enumerate(row)] for row in ids.tolist()]
+        expected = torch.tensor(slots, dtype=torch.long).view(ids.shape)
+        assert torch.equal(expected[:, ::3], ids[:, ::3])
+    rows, index = gather.table_rows(stacked, ids, limits, starts, hash, keep)
+    assert torch.equal(rows, stacked[expected.long() + starts])
+    assert torch.equal(index, expected + starts) if keep else len(index) == 0
     with native.off():
-        plain = gather.table_rows(stacked, ids, limits, starts, keep)
+        plain = gather.table_rows(stacked, ids, limits, starts, hash, keep)
     assert torch.equal(plain[0], rows) and torch.equal(plain[1], index)
 
 
@@ -171,14 +183,15 @@ def test_gradient_of_tables_that_are_stacked():
     gather.table_rows(leaf, ids, limits, starts)[0].backward(gradient)
     assert torch.equal(leaf.grad, gather.sum_rows(gradient, ids + starts, 9))
     with pytest.raises(ValueError, match="keep=True"):
-        gather.table_rows(leaf, ids, limits, starts, False)
+        gather.table_rows(leaf, ids, limits, starts, None, False)
 
 
 def test_a_table_that_is_not_there_is_not_read():
     ids = torch.zeros(3000, 2, dtype=torch.long)
-    for starts in ([0, 50], [-1, 4]):
+    limits = torch.tensor([9, 9])
+    for starts, hash in (([0, 50], None), ([-1, 4], None), ([0, 50], torch.tensor([[3, 3], [5, 5], [8, 8]]))):
         with pytest.raises(IndexError):
-            gather.table_rows(torch.zeros(50, 16), ids, torch.tensor([9, 9]), torch.tensor(starts))
+            gather.table_rows(torch.zeros(50, 16), ids, limits, torch.tensor(starts), hash)
 
 
 def test_tables_past_two_billion_elements(tmp_path):
@@ -195,7 +208,8 @@ def test_operators_are_registered_as_torch_wants_them():
     torch.library.opcheck(gather.rows.registered, (table, index))
     tables = torch.tensor([4, 5]), torch.tensor([0, 4])
     torch.library.opcheck(gather.table_rows.registered, (table, index % 4, *tables))
-    torch.library.opcheck(gather.table_rows.registered, (table.detach(), index % 4, *tables, False))
+    hash = torch.tensor([[3, 3], [5, 5], [4, 4]])
+    torch.library.opcheck(gather.table_rows.registered, (table.detach(), index % 4, *tables, hash, False))
     torch.library.opcheck(gather.sum_rows.registered, (torch.randn(3, 2, 4), index, 9))
     for total in (None, torch.zeros(9)):
         torch.library.opcheck(

@@ -33,6 +33,19 @@ def test_slots_are_exact(path, ids, a, b, size):
         assert universal_hash.slots(pairs, *coefficients).tolist() == exact
 
 
+@pytest.mark.skipif(bool(native.problem("universal_hash")), reason=native.problem("universal_hash"))
+@pytest.mark.parametrize("shape", [(0, 3, 2), (1, 1, 1), (5000, 3, 2), (3000, 26, 1), (4, 700, 3)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_sample_has_the_slots_of_plain_torch(shape, threads):
+    torch.set_num_threads(threads)
+    batch, *terms = shape
+    ids, sizes = torch.randint(0, 2**40, (batch, terms[0])), torch.randint(1, 2**40, terms)
+    drawn = universal_hash.coefficients(torch.Generator().manual_seed(0), 2, *terms)
+    with native.off():
+        expected = universal_hash.slots(ids, *drawn, sizes)
+    assert torch.equal(universal_hash.slots(ids, *drawn, sizes), expected)
+
+
 def test_operator_is_registered_as_torch_wants_it():
     terms = universal_hash.coefficients(torch.Generator().manual_seed(0), 2, 3, 2)
     torch.library.opcheck(universal_hash.slots.registered, (torch.randint(0, 9, (4, 3)), *terms, torch.full((3, 2), 7)))

@@ -28,7 +28,7 @@ from pocketrec.embeddings.base import (
     uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored
-from pocketrec.kernels import universal_hash
+from pocketrec.kernels import gather, universal_hash
 
 
 class Hashing(Embedding):
@@ -36,6 +36,7 @@ class Hashing(Embedding):
 
     name = "hashing"
     paper = "ICML 2009"
+    checks_ids = True
     knobs = {"threshold": 200, "hash": "universal"}
 
     @classmethod
@@ -76,26 +77,21 @@ class Hashing(Embedding):
             raise ValueError(f"hash must be 'universal' or 'modulo', got {hash!r}")
         super().__init__(cardinalities, dim, seed, rows=list(rows), hash=hash)
         self.table = Rows(sum(rows), dim)  # all tables stacked
-        self.constant("rows", torch.tensor(rows))
         self.constant("offsets", offsets(rows))
-        self.constant("whole", self.rows == self.limits)  # tables with a row for every id
-        self.constant("hash_coefficients", universal_hash.coefficients(generator(seed, 1), 2, len(rows)))
+        drawn = universal_hash.coefficients(generator(seed, 1), 2, len(rows)) if hash == "universal" else ()
+        self.constant("hash", universal_hash.unless_whole(self.limits, torch.tensor(rows), *drawn))
         draw = generator(seed)
         for table, n in zip(self.table.weight.data.split(self.config["rows"]), self.cardinalities, strict=True):
             uniform_(table, 1 / sqrt(n), draw)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        if self.config["hash"] == "universal":
-            slots = universal_hash.slot(ids, *self.hash_coefficients, self.rows)
-        else:
-            slots = ids % self.rows
-        slots = torch.where(self.whole, ids, slots)
-        return self.table(slots + self.offsets)
+        of = self._buffers  # as attributes they would take longer to find
+        return self._modules["table"](ids, gather.Tables(of["limits"], of["offsets"], of["hash"]))
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         size = self.config["rows"][feature]
         start = sum(self.config["rows"][:feature])
-        a, b = self.hash_coefficients[:, feature].tolist()
+        a, b, _ = self.hash[:, feature].tolist()
         slots = self.feature_rows(feature, rows).tolist()
         if size < self.cardinalities[feature]:
             hashed = self.config["hash"] == "universal"

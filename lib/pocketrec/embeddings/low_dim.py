@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pocketrec.embeddings.base import (
@@ -23,6 +22,7 @@ from pocketrec.embeddings.base import (
     uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored, Weights
+from pocketrec.kernels import gather
 
 
 class LowDim(Embedding):
@@ -30,6 +30,7 @@ class LowDim(Embedding):
 
     name = "low_dim"
     knobs = {"projection": True}
+    checks_ids = True
 
     @classmethod
     def solve(
@@ -69,10 +70,10 @@ class LowDim(Embedding):
             self.out_dim = width
 
     def lookup(self, ids: Tensor) -> Tensor:
-        narrow = self.table(ids + self.offsets)
+        tables = gather.Tables(self.limits, self.offsets)
         if not self.config["projection"]:
-            return narrow
-        return torch.einsum("bfk,fkd->bfd", narrow, self.projection())
+            return self.table(ids, tables)
+        return self.table.projected(ids, tables, self.projection())
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         start = sum(self.cardinalities[:feature])

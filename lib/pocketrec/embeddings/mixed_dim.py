@@ -25,6 +25,7 @@ from pocketrec.embeddings.base import (
     uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored, Weights
+from pocketrec.kernels import gather
 
 
 class MixedDim(Embedding):
@@ -82,6 +83,7 @@ class MixedDim(Embedding):
                 projection = self.projections[str(width)] = Weights(len(features), width, dim)
                 uniform_(projection.weight.data, sqrt(3 / width), draw_projection)  # keeps the variance of a row
             self.constant(f"columns_{width}", torch.tensor(features))
+            self.constant(f"limits_{width}", torch.tensor(rows))
             self.constant(f"offsets_{width}", offsets(rows))
         by_width = [t for features in _by_width(widths).values() for t in features]
         self.constant("order", torch.tensor(by_width).argsort())
@@ -89,12 +91,11 @@ class MixedDim(Embedding):
     def lookup(self, ids: Tensor) -> Tensor:
         parts = []
         for width, table in self.tables.items():
-            columns, offset = getattr(self, f"columns_{width}"), getattr(self, f"offsets_{width}")
-            rows = table(ids[:, columns] + offset)
-            if width in self.projections:
-                rows = torch.einsum("bfk,fkd->bfd", rows, self.projections[width]())
-            parts.append(rows)
-        return torch.cat(parts, 1)[:, self.order]
+            columns, limits, starts = (getattr(self, f"{name}_{width}") for name in ("columns", "limits", "offsets"))
+            own, tables = ids.index_select(1, columns), gather.Tables(limits, starts)
+            widened = width in self.projections
+            parts.append(table.projected(own, tables, self.projections[width]()) if widened else table(own, tables))
+        return torch.cat(parts, 1).index_select(1, self.order)
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         width = self.config["widths"][feature]

@@ -34,6 +34,7 @@ from pocketrec.embeddings.base import (
     uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored, Weights
+from pocketrec.kernels import gather
 
 
 class MLET(Embedding):
@@ -42,6 +43,7 @@ class MLET(Embedding):
     name = "mlet"
     paper = "2020"
     knobs = {"hidden": 64}
+    checks_ids = True
 
     @classmethod
     def solve(cls, cardinalities: Sequence[int], dim: int, budget_bytes: float, *, hidden: int = 64) -> dict[str, Any]:
@@ -73,10 +75,8 @@ class MLET(Embedding):
             uniform_(table, 1 / sqrt(len(table)), draw)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        rows = self.table(ids + self.offsets)
-        if not self.config["hidden"]:
-            return rows
-        return torch.einsum("bfk,fkd->bfd", rows, self.second())
+        tables = gather.Tables(self.limits, self.offsets)
+        return self.table.projected(ids, tables, self.second()) if self.config["hidden"] else self.table(ids, tables)
 
     @torch.no_grad()
     def folded(self) -> MLET:

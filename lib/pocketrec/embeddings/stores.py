@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketrec.kernels import gather, quantized, robe, tensor_train
+from pocketrec.kernels import gather, projection, quantized, robe, tensor_train
 
 Quantize = Literal["int8", "int4"]
 GROUP = 64  # neighbouring elements of an array that share a scale
@@ -72,6 +72,20 @@ class Rows(nn.Module):
             if self.sparse and not torch.compiler.is_compiling():
                 return F.embedding(gather.stacked(index, tables) if tables else index, weight, sparse=True)
         return gather.table_rows(weight, index, *tables, graded)[0] if tables else gather.rows(weight, index)
+
+    def projected(self, ids: Tensor, tables: gather.Tables, matrices: Tensor) -> Tensor:
+        """Read rows by ids [batch, features], each times its table's matrix [features, width, d].
+
+        Returns:
+            [batch, features, d]
+        """
+        weight, graded = self.weight, torch.is_grad_enabled()
+        if graded and weight.requires_grad:
+            if self.trainer:
+                return _TrainedProjection.apply(weight, matrices, ids, tables, self.trainer)
+            if self.sparse and not torch.compiler.is_compiling():
+                return torch.einsum("bfk,fkd->bfd", self(ids, tables), matrices)
+        return projection.project(weight, ids, *tables, matrices, graded)[0]
 
 
 class Narrow(Rows):
@@ -132,6 +146,20 @@ class _TrainedRows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
         ctx.trainer.train_rows(ctx.weight, ctx.index, gradient)
         return (None,) * 4
+
+
+class _TrainedProjection(torch.autograd.Function):
+    """Reads rows and multiplies them; its backward pass trains the rows, and gives the matrices their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, matrices: Tensor, ids: Tensor, tables: gather.Tables, trainer: Any) -> Tensor:
+        out, ctx.index = projection.project(weight, ids, *tables, matrices)
+        ctx.weight, ctx.matrices, ctx.trainer = weight, matrices, trainer
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, ctx.trainer.train_projected(ctx.weight, ctx.index, gradient, ctx.matrices), None, None, None
 
 
 class _TrainedBlocks(torch.autograd.Function):
@@ -228,6 +256,10 @@ class QuantizedRows(nn.Module):
         """Read rows as `Rows` does: int64 [...] -> float32 [..., width]."""
         index = gather.stacked(index, tables) if tables else index
         return self.packed(index.flatten()).view(*index.shape, self.packed.width)
+
+    def projected(self, ids: Tensor, tables: gather.Tables, matrices: Tensor) -> Tensor:
+        """Read rows and multiply them as `Rows.projected` does."""
+        return torch.einsum("bfk,fkd->bfd", self(ids, tables), matrices)
 
 
 class QuantizedArray(nn.Module):

@@ -1,7 +1,8 @@
 """Rows of a table by index: read, summed into a gradient, or trained in place.
 
     rows(table, index)[j] = table[index[j]]
-    table_rows(table, ids, limits, starts)[b, f] = table[starts[f] + ids[b, f]], where 0 <= ids[b, f] < limits[f]
+    table_rows(table, ids, limits, starts)[b, f] = table[starts[f] + ids[b, f]], where 0 <= ids[b, f] < limits[f];
+        with a hash, table[starts[f] + h_f(ids[b, f])]
     sum_rows(g, index, n)[r] = sum over {j: index[j] = r} of g[j]
     train_rows(table, total, index, g, lr, eps): with G = sum_rows(g, index, n), for the rows r that occur,
         SGD, total None:       table[r] -= lr G[r]
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketrec.kernels import gpu, native
+from pocketrec.kernels import gpu, native, universal_hash
 from pocketrec.kernels.operators import on_processor, operator
 
 INTEGERS = {torch.int32: 4, torch.int64: 8}
@@ -28,10 +29,14 @@ NOWHERE = torch.empty(0, dtype=torch.int64)  # instead of where was read, if tha
 
 
 class Tables(NamedTuple):
-    """Tables that are stacked in one: the rows of each and where they start, int64 [features]."""
+    """Tables that are stacked in one: how many ids each has and where its rows start, int64 [features].
+
+    Where ids share rows, `hash` has the a, b and size of each table's hash, int64 [3, features]: see `universal_hash`.
+    """
 
     limits: Tensor
     starts: Tensor
+    hash: Tensor | None = None
 
 
 def check_ids(ids: Tensor, limits: Tensor) -> Tensor:
@@ -80,7 +85,8 @@ def kept(places: Tensor, ids: Tensor) -> Tensor:
 
 def stacked(ids: Tensor, tables: Tables) -> Tensor:
     """Return the rows of ids [batch, features] in tables that are stacked; where ids can be checked they are."""
-    return checked(ids, tables.limits) + tables.starts
+    ids = checked(ids, tables.limits)
+    return (ids if tables.hash is None else universal_hash.slot(ids, *tables.hash)) + tables.starts
 
 
 def checked(ids: Tensor, limits: Tensor) -> Tensor:
@@ -98,20 +104,22 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
     out = table.new_empty(*index.shape, table.shape[1])
     pointers = native.pointers(table, index, out)
     bad = functions.gather(*pointers, *table.shape, index.numel(), native.threads(out.numel()))
-    _check(index, bad, table)
+    refuse_index(index, bad, table)
     return out
 
 
-def _table_rows(table: Tensor, ids: Tensor, limits: Tensor, starts: Tensor, keep: bool = True) -> tuple[Tensor, Tensor]:
+def _table_rows(
+    table: Tensor, ids: Tensor, limits: Tensor, starts: Tensor, hash: Tensor | None = None, keep: bool = True
+) -> tuple[Tensor, Tensor]:
     functions = native.library("gather") if on_processor(table) else None
     if functions is None:
-        index = stacked(ids, Tables(limits, starts))
+        index = stacked(ids, Tables(limits, starts, hash))
         return _rows(table, index), index if keep else index.new_empty(0)
     ids, size = integers(ids)
     batch, features = ids.shape
     out = table.new_empty(batch, features, table.shape[1])
     index = ids.new_empty(batch, features, dtype=torch.int64) if keep else NOWHERE
-    pointers = native.pointers(table, ids, limits, starts, index if keep else None, out)
+    pointers = native.pointers(table, ids, limits, starts, hash, index if keep else None, out)
     shape = (*table.shape, batch, features)
     bad = functions.gather_tables(*pointers, *shape, size, native.threads(out.numel()))
     if bad >= 0:
@@ -156,10 +164,11 @@ def _train(
     index = index.long().contiguous()
     pointers = native.pointers(table, total, index, gradient)
     bad = function(*pointers, *table.shape, index.numel(), *rates, native.threads(gradient.numel()))
-    _check(index, bad, table)
+    refuse_index(index, bad, table)
 
 
-def _check(index: Tensor, bad: int, table: Tensor) -> None:
+def refuse_index(index: Tensor, bad: int, table: Tensor) -> None:
+    """Raise `IndexError` for the index at a flat position, unless that is negative."""
     if bad >= 0:
         raise IndexError(f"index {index.flatten()[bad].item()} is outside a table of {len(table)} rows")
 
@@ -173,13 +182,14 @@ rows = operator(
 )
 # table_rows(table, ids, *Tables, keep) -> the rows [batch, features, width], and their index, empty unless it is kept
 table_rows = operator(
-    "table_rows(Tensor table, Tensor ids, Tensor limits, Tensor starts, bool keep=True) -> (Tensor, Tensor)",
+    "table_rows(Tensor table, Tensor ids, Tensor limits, Tensor starts, Tensor? hash=None, bool keep=True) "
+    "-> (Tensor, Tensor)",
     _table_rows,
-    lambda table, ids, limits, starts, keep=True: (
+    lambda table, ids, limits, starts, hash=None, keep=True: (
         table.new_empty(*ids.shape, table.shape[1]),
         ids.new_empty(ids.shape if keep else (0,), dtype=torch.int64),
     ),
-    backward=lambda ctx, gradient, _: (sum_rows(gradient, ctx.index, ctx.count), *[None] * 4),
+    backward=lambda ctx, gradient, _: (sum_rows(gradient, ctx.index, ctx.count), *[None] * 5),
     save=lambda ctx, inputs, output: ctx.__dict__.update(index=kept(output[1], inputs[1]), count=inputs[0].shape[0]),
 )
 sum_rows = operator(

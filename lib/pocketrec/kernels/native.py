@@ -97,7 +97,8 @@ def _built(family: str, constants: str) -> tuple[ctypes.CDLL | None, str]:
     if "Free Software Foundation" in version and platform.machine() == "x86_64":
         flags += WIDE
     source = SOURCES / f"{family}.cpp"
-    parts = [source.read_text(), (SOURCES / "common.h").read_text(), version, *flags, _processor()]
+    headers = [header.read_text() for header in sorted(SOURCES.glob("*.h"))]
+    parts = [source.read_text(), *headers, version, *flags, _processor()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     cached = _cache_folder() / f"{family}-{key}.so"
     try:

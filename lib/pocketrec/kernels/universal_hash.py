@@ -21,6 +21,21 @@ def coefficients(draw: torch.Generator, *shape: int) -> Tensor:
     return torch.randint(1, P, shape, generator=draw)
 
 
+def unless_whole(limits: Tensor, sizes: Tensor, a: Tensor | int = 1, b: Tensor | int = 0) -> Tensor:
+    """Return the terms a, b and size of hashes that leave ids as they are where a table has room for all.
+
+    Args:
+        limits: int64 [features], ids of each table.
+        sizes: int64 [features], slots of each; fewer, or as many.
+        a, b: as drawn, int64 [features]; otherwise ids are shared by their remainder.
+
+    Returns:
+        int64 [3, features]
+    """
+    whole = sizes == limits
+    return torch.stack([torch.where(whole, 1, a).expand_as(sizes), torch.where(whole, 0, b).expand_as(sizes), sizes])
+
+
 def add(a: Tensor, b: Tensor) -> Tensor:
     """Return (a + b) mod P for int64 tensors with entries in [0, P)."""
     total = a + b
@@ -60,9 +75,9 @@ def _slots(ids: Tensor, a: Tensor, b: Tensor, sizes: Tensor) -> Tensor:
     functions = native.library("universal_hash") if ids.device.type == "cpu" else None
     if functions is None:
         return add(multiply(a, ids.unsqueeze(-1)), b) % sizes
-    tensors = [t.long().contiguous() for t in (ids, a, b, sizes)]
+    ids, terms = ids.long().contiguous(), torch.stack([a, b, sizes])
     out = ids.new_empty(*ids.shape, a.shape[1], dtype=torch.int64)
-    functions.slots(*native.pointers(*tensors, out), *out.shape, native.threads(out.numel()))
+    functions.slots(*native.pointers(ids, terms, out), *out.shape, native.threads(out.numel()))
     return out
 
 

@@ -122,6 +122,21 @@ inline i64 flagged(const unsigned char* flags, i64 n, u32* list) {
 // The highest bit is set unless 0 <= x < limit: many are joined by |, which compilers make vectors of.
 inline u64 outside(u64 x, u64 limit) { return x | (limit - 1 - x); }
 
+// Whether all of an index lies inside a table.
+inline bool inside(const i64* index, i64 rows, i64 n) {
+  u64 wrong = 0;
+  for (i64 j = 0; j < n; ++j) wrong |= outside(index[j], rows);
+  return !(wrong >> 63);
+}
+
+// The first position whose index lies outside the table, or -1.
+inline i64 first_outside(const i64* index, i64 rows, i64 n) {
+  for (i64 j = 0; j < n; ++j) {
+    if (!inside(index + j, rows, 1)) return j;
+  }
+  return -1;
+}
+
 // What each feature has, once for each of some samples, so that a plain loop passes over all of them; in memory of this
 // thread.
 template <int Use>
@@ -207,12 +222,78 @@ inline u64 add_p(u64 a, u64 b) { return std::min(a + b, a + b - P); }
 struct Modulo {
   u64 m, reciprocal;
   explicit Modulo(u64 m = 1) : m(m), reciprocal(~u64(0) / m) {}
+  Modulo(u64 m, u64 reciprocal) : m(m), reciprocal(reciprocal) {}
   u64 operator()(u64 x) const {
     const u64 r = reciprocal, quotient = high(x) * high(r) + high(high(x) * low(r)) + high(low(x) * high(r));
     u64 rest = x - quotient * m;
     rest = std::min(rest, rest - 2 * m);
     return std::min(rest, rest - m);
   }
+};
+
+// Hashes of the columns of some samples, ((a x + b) mod P) mod size, by terms [3, columns]: every a, b, then size. They
+// are spread out, so that one plain loop passes over all samples. Without terms nothing is hashed.
+struct Slots {
+  i64 columns;
+  const i64 *a, *b, *sizes, *reciprocals;
+
+  Slots(const i64* terms, i64 columns, i64 samples) : columns(terms ? columns : 0) {
+    if (!terms) return;
+    i64* const once = memory<i64, 3>(columns);
+    for (i64 k = 0; k < columns; ++k) once[k] = Modulo(terms[2 * columns + k]).reciprocal;
+    a = spread<4>(terms, columns, samples), b = spread<5>(terms + columns, columns, samples);
+    sizes = spread<6>(terms + 2 * columns, columns, samples), reciprocals = spread<7>(once, columns, samples);
+  }
+
+  // Puts slots in the place of ids [samples, columns].
+  void operator()(i64* __restrict x, i64 samples) const {
+    for (i64 k = 0; k < samples * columns; ++k) {
+      x[k] = Modulo(sizes[k], reciprocals[k])(multiply_add(a[k], x[k], b[k]));
+    }
+  }
+};
+
+// Tables that are stacked in one of some rows: the ids of each, where it starts, and the terms of its hash, or null where
+// every id has a row.
+struct Stacked {
+  Ids ids;
+  const i64 *starts, *hash;
+  i64 rows;
+
+  // The first position of a batch whose id lies outside its table, or whose row lies outside of all, or -1.
+  i64 first_wrong(i64 batch) const {
+    const Placing one(*this, 1);
+    i64* const index = memory<i64, 2>(ids.features);
+    for (i64 s = 0; s < batch; ++s) {
+      if (one.place(s, 1, index)) continue;
+      i64 f = 0;
+      while (!ids.wrong(s * ids.features + f) && inside(index + f, rows, 1)) ++f;
+      return s * ids.features + f;
+    }
+    return -1;
+  }
+
+  // Finds rows; with what each table has spread out over some samples.
+  struct Placing {
+    Ids ids;
+    Slots slots;
+    const i64* starts;
+    i64 rows;
+
+    Placing(const Stacked& tables, i64 samples)
+        : ids(tables.ids.spread(samples)),
+          slots(tables.hash, ids.features, samples),
+          starts(::spread<8>(tables.starts, ids.features, samples)),
+          rows(tables.rows) {}
+
+    // index[samples, features] = the rows of ids; returns whether all is inside.
+    bool place(i64 first, i64 samples, i64* __restrict index) const {
+      const bool known = ids.read(first, samples, index);
+      slots(index, samples);
+      for (i64 k = 0; k < samples * ids.features; ++k) index[k] += starts[k];
+      return known && inside(index, rows, samples * ids.features);
+    }
+  };
 };
 
 // Chains of positions by key: open addressing, kept from call to call by each thread.

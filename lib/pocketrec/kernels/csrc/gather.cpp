@@ -8,20 +8,6 @@ namespace {
 
 constexpr i64 PIECE = 2048;  // lookups whose ids are checked before the first of them is read
 
-bool inside(const i64* index, i64 rows, i64 n) {
-  u64 wrong = 0;
-  for (i64 j = 0; j < n; ++j) wrong |= outside(index[j], rows);
-  return !(wrong >> 63);
-}
-
-// The first position whose index lies outside the table, or -1.
-i64 first_outside(const i64* index, i64 rows, i64 n) {
-  for (i64 j = 0; j < n; ++j) {
-    if (!inside(index + j, rows, 1)) return j;
-  }
-  return -1;
-}
-
 template <int W>
 void copy_rows(const float* table, const i64* index, float* out, i64 width, i64 n) {
   const i64 ahead = rows_ahead(width);
@@ -32,11 +18,9 @@ void copy_rows(const float* table, const i64* index, float* out, i64 width, i64 
   }
 }
 
-// out = table[index]; returns whether all of the index lies inside the table: otherwise nothing has been read.
-bool read(const float* table, const i64* index, float* out, i64 rows, i64 width, i64 n) {
-  if (!inside(index, rows, n)) return false;
+// out = table[index], which lies inside the table
+void read(const float* table, const i64* index, float* out, i64 width, i64 n) {
   with_width(width, [&](auto w) { copy_rows<decltype(w)::value>(table, index, out, width, n); });
-  return true;
 }
 
 // The positions [0, n) whose rows belong to this thread, by a hash of the row. Every thread reads the whole index, and
@@ -83,34 +67,37 @@ extern "C" i64 gather(const float* table, const i64* index, float* out, i64 rows
   std::atomic<bool> right{true};
   team(threads, [=, &right](int thread, int threads) {
     in_pieces(n, PIECE, thread, threads, [&](i64 first, i64 count) {
-      if (!read(table, index + first, out + first * width, rows, width, count)) right = false;
+      if (!inside(index + first, rows, count)) {
+        right = false;
+      } else {
+        read(table, index + first, out + first * width, width, count);
+      }
     });
   });
   return right ? -1 : first_outside(index, rows, n);
 }
 
-// The same for tables that are stacked, by the ids of each: index[batch, features] = starts + ids, which is not kept if
-// it is null. Returns the first position whose id lies outside its table, or whose table lies outside, or -1.
-extern "C" i64 gather_tables(const float* table, const void* at, const i64* limits, const i64* starts, i64* index,
-                             float* out, i64 rows, i64 width, i64 batch, i64 features, int bytes, int threads) {
-  const Ids ids{at, limits, features, bytes};
+// The same for tables that are stacked, by the ids of each: index[batch, features] = starts + ids, or their slots unless
+// `hash`, terms of `Slots`, is null; the index is not kept if it is null. Returns the first position
+// whose id lies outside its table, or whose table lies outside, or -1.
+extern "C" i64 gather_tables(const float* table, const void* at, const i64* limits, const i64* starts, const i64* hash,
+                             i64* index, float* out, i64 rows, i64 width, i64 batch, i64 features, int bytes,
+                             int threads) {
+  const Stacked tables{{at, limits, features, bytes}, starts, hash, rows};
   std::atomic<bool> right{true};
   team(threads, [=, &right](int thread, int threads) {
     const i64 most = std::min(batch, samples_of(features, PIECE));
-    const Ids tiled = ids.spread(most);
-    const i64* const begin = spread<8>(starts, features, most);
+    const Stacked::Placing placing(tables, most);
     in_pieces(batch, most, thread, threads, [&](i64 first, i64 samples) {
-      const i64 n = samples * features;
-      i64* __restrict const to = index ? index + first * features : memory<i64>(n);
-      const bool known = tiled.read(first, samples, to);
-      for (i64 k = 0; k < n; ++k) to[k] += begin[k];
-      if (!known || !read(table, to, out + first * features * width, rows, width, n)) right = false;
+      i64* const to = index ? index + first * features : memory<i64>(samples * features);
+      if (!placing.place(first, samples, to)) {
+        right = false;
+      } else {
+        read(table, to, out + first * features * width, width, samples * features);
+      }
     });
   });
-  for (i64 k = 0; k < batch * features && !right; ++k) {
-    if (ids.wrong(k) || outside(starts[k % features] + ids[k], rows) >> 63) return k;
-  }
-  return -1;
+  return right ? -1 : tables.first_wrong(batch);
 }
 
 // table[row] -= lr * gradient, in the order of the batch; total and eps are not used. Returns as `gather` does; then
