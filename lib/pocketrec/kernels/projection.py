@@ -59,12 +59,13 @@ def _train_into(
     target: Tensor, total: Tensor | None, table: Tensor, index: Tensor, gradient: Tensor, matrices: Tensor, *rates: Any
 ) -> Tensor:
     """Train `target`, which may be the table, by the gradient at the table; return that of the matrices."""
-    functions = _functions(table, matrices) if on_processor(gradient.contiguous()) else None
+    gradient = gradient.contiguous()
+    functions = _functions(table, matrices) if on_processor(gradient) else None
     if functions is None:
         rows = gather.rows(table, index)
         gather.train_rows(target, total, index, torch.einsum("bfd,fkd->bfk", gradient, matrices), *rates)
         return torch.einsum("bfk,bfd->fkd", rows, gradient)
-    index, gradient, found = index.long().contiguous(), gradient.contiguous(), torch.empty_like(matrices)
+    index, found = index.long().contiguous(), torch.empty_like(matrices)
     pointers = native.pointers(table, target, total, index, gradient, matrices, found)
     (batch, features), (_, width, columns) = index.shape, matrices.shape
     shape = (len(table), width, batch, features, columns)

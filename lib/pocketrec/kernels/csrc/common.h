@@ -253,7 +253,7 @@ struct Slots {
   }
 };
 
-// Tables that are stacked in one of some rows: the ids of each, where it starts, and the terms of its hash, or null where
+// Tables that are stacked in one of so many rows: the ids of each, where it starts, and terms of `Slots`, or null where
 // every id has a row.
 struct Stacked {
   Ids ids;

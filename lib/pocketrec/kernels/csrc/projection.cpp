@@ -77,8 +77,8 @@ struct Training {
 
 }  // namespace
 
-// out[batch, features, columns] = table[index] times matrices[features, width, columns], and index[batch, features], which
-// is not kept if it is null, as `gather_tables` finds it. Returns as that does.
+// out[batch, features, columns] = table[index] times matrices[features, width, columns], with the index[batch, features]
+// of `gather_tables`, which is not kept if it is null. Returns as that does.
 extern "C" i64 project(const float* table, const void* at, const i64* limits, const i64* starts, const i64* hash,
                        const float* matrices, i64* index, float* out, i64 rows, i64 width, i64 batch, i64 features,
                        i64 columns, int bytes, int threads) {
