@@ -77,9 +77,9 @@ extern "C" i64 gather(const float* table, const i64* index, float* out, i64 rows
   return right ? -1 : first_outside(index, rows, n);
 }
 
-// The same for tables that are stacked, by the ids of each: index[batch, features] = starts + ids, or their slots plus
-// starts where `hash`, the terms of `Slots`, is not null; the index is not kept if it is null. Returns the first position
-// whose id lies outside its table, or whose table lies outside, or -1.
+// The same for tables that are stacked, by the ids of each: index[batch, features] = starts + ids, or starts + slots
+// where `hash`, the terms of `Slots`, is not null; it is not kept if it is null. Returns the first position whose id
+// lies outside its table, or whose table lies outside, or -1.
 extern "C" i64 gather_tables(const float* table, const void* at, const i64* limits, const i64* starts, const i64* hash,
                              i64* index, float* out, i64 rows, i64 width, i64 batch, i64 features, int bytes,
                              int threads) {

@@ -1,9 +1,12 @@
-// Small matrices multiplied in registers.
+// Small matrices multiplied in registers. A library whose sizes are known when compiled defines UNROLLED as INLINE.
 #pragma once
 
 #include "common.h"
 
 #define INLINE inline __attribute__((always_inline))
+#ifndef UNROLLED
+#define UNROLLED __attribute__((noinline))
+#endif
 
 template <int W>
 using Vector __attribute__((vector_size(4 * W), aligned(4), may_alias)) = float;
@@ -54,8 +57,8 @@ INLINE void strip(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, 
 // to[m, n] = sum over k of a[m, k] b[k, n], or added to it if `more`; a may lie transposed. `columns` is a multiple of
 // the vectors' width W.
 template <int W, int... HEIGHTS>
-void multiply(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_row, i64 rows,
-              i64 columns, i64 depth, bool more) {
+UNROLLED void multiply(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_row,
+                       i64 rows, i64 columns, i64 depth, bool more) {
   i64 n = 0;
   for (; n + 2 * W <= columns; n += 2 * W) {
     strip<W, 2, HEIGHTS...>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
@@ -63,22 +66,27 @@ void multiply(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, cons
   if (n < columns) strip<W, 1, HEIGHTS...>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
 }
 
-using Multiply = decltype(&multiply<16, 8>);
-
-template <int W>
-Multiply multiply_of(i64 rows) {
-  return rows % 8 == 0 ? multiply<W, 8> : rows % 4 == 0 ? multiply<W, 4> : multiply<W, 8, 4, 2, 1>;
-}
-
-// How to multiply with vectors of a width: of so many rows, of which products of a few numbers come fastest, or of any.
-inline Multiply multiply_with(i64 width, i64 rows = 1) {
-  return width == 16 ? multiply_of<16>(rows) : width == 8 ? multiply_of<8>(rows) : multiply_of<4>(rows);
+// The same with vectors of `width`, 16, 8 or 4.
+INLINE void multiply(i64 width, float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b,
+                     i64 b_row, i64 rows, i64 columns, i64 depth, bool more) {
+  const auto with = [&](auto w) __attribute__((always_inline)) {
+    constexpr int W = decltype(w)::value;
+    if (rows % 8 == 0) {
+      multiply<W, 8>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
+    } else if (rows % 4 == 0) {
+      multiply<W, 4>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
+    } else {
+      multiply<W, 8, 4, 2, 1>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
+    }
+  };
+  if (width == 16) return with(std::integral_constant<int, 16>{});
+  width == 8 ? with(std::integral_constant<int, 8>{}) : with(std::integral_constant<int, 4>{});
 }
 
 // The width of vectors for rows of so many numbers.
-inline i64 vector_width(i64 numbers) { return numbers > 8 ? 16 : numbers > 4 ? 8 : 4; }
+constexpr i64 vector_width(i64 numbers) { return numbers > 8 ? 16 : numbers > 4 ? 8 : 4; }
 
-inline i64 round_up(i64 numbers, i64 width) { return (numbers + width - 1) / width * width; }
+constexpr i64 round_up(i64 numbers, i64 width) { return (numbers + width - 1) / width * width; }
 
 // to[n, m] = from[m, n]
 inline void transpose(float* to, i64 to_row, const float* from, i64 from_row, i64 rows, i64 columns) {

@@ -31,7 +31,6 @@ struct Training {
   void operator()(i64 feature) const {
     static thread_local Groups groups;
     const i64 vector = vector_width(width), padded = round_up(width, vector);
-    const Multiply multiply = multiply_with(vector);
     float *const read = memory<float, 0>(TOGETHER * padded), *const given = memory<float, 1>(TOGETHER * columns);
     float *const moved = memory<float, 2>(TOGETHER * padded), *const turned = memory<float, 3>(columns * padded);
     float* const outer = memory<float, 4>(columns * padded);
@@ -59,8 +58,8 @@ struct Training {
         }
       });
       for (i64 k = 0; k < count; ++k) copy<0>(read + k * padded, table + groups.key(first + k) * width, width);
-      multiply(outer, padded, given, 1, columns, read, padded, columns, padded, count, true);
-      multiply(moved, padded, given, columns, 1, turned, padded, count, padded, columns, false);
+      multiply(vector, outer, padded, given, 1, columns, read, padded, columns, padded, count, true);
+      multiply(vector, moved, padded, given, columns, 1, turned, padded, count, padded, columns, false);
       with_width(width, [&](auto w) {
         constexpr int W = decltype(w)::value;
         for (i64 k = 0; k < count; ++k) {
@@ -77,8 +76,8 @@ struct Training {
 
 }  // namespace
 
-// out[batch, features, columns] = table[index] times matrices[features, width, columns], with the index[batch, features]
-// of `gather_tables`, which is not kept if it is null. Returns as that does.
+// out[batch, features, columns] = table[index] times matrices[features, width, columns], by index[batch, features] as
+// `gather_tables` finds it, which is not kept if it is null. Returns as that does.
 extern "C" i64 project(const float* table, const void* at, const i64* limits, const i64* starts, const i64* hash,
                        const float* matrices, i64* index, float* out, i64 rows, i64 width, i64 batch, i64 features,
                        i64 columns, int bytes, int threads) {
@@ -93,7 +92,6 @@ extern "C" i64 project(const float* table, const void* at, const i64* limits, co
   team(threads, [=, &right](int thread, int threads) {
     const i64 most = std::min(batch, round_up(samples_of(features, PIECE), 8));  // of 8 rows products come fastest
     const Stacked::Placing placing(tables, most);
-    const Multiply multiply = multiply_with(vector);
     i64 *const placed = memory<i64, 0>(most * features), *const by_feature = memory<i64, 1>(most * features);
     float *const read = memory<float, 0>(most * width), *const product = memory<float, 1>(most * padded);
     in_pieces(batch, most, thread, threads, [&](i64 first, i64 samples) {
@@ -111,10 +109,10 @@ extern "C" i64 project(const float* table, const void* at, const i64* limits, co
         float* const row = out + (first * features + f) * columns;
         const float* const matrix = factors + f * width * padded;
         if (padded == columns) {
-          multiply(row, features * columns, read, width, 1, matrix, columns, samples, columns, width, false);
+          multiply(vector, row, features * columns, read, width, 1, matrix, columns, samples, columns, width, false);
           continue;
         }
-        multiply(product, padded, read, width, 1, matrix, padded, samples, padded, width, false);
+        multiply(vector, product, padded, read, width, 1, matrix, padded, samples, padded, width, false);
         for (i64 s = 0; s < samples; ++s) copy<0>(row + s * features * columns, product + s * padded, columns);
       }
     });
