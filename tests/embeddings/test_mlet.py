@@ -1,5 +1,6 @@
 """MLET: two layers in training, one table at inference."""
 
+import pytest
 import torch
 
 from pocketrec import embeddings
@@ -37,3 +38,21 @@ def test_a_step_moves_rows_that_were_not_read():
     e(torch.tensor([[3, 4]])).sum().backward()
     optimizer.step()
     assert ((e.materialize(0) - before).abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("method", ["mlet", "low_dim"])
+def test_two_layers_are_compiled_and_exported(method):
+    module, ids = (
+        embeddings.build(method, cardinalities=[50, 900], dim=8, ratio=2, seed=0),
+        torch.randint(0, 50, (7, 2)),
+    )
+    exported = torch.export.export(module, (ids,)).module()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for run in (exported, compiled):
+        torch.testing.assert_close(run(ids), module(ids), rtol=1e-6, atol=1e-7)
+    compiled(ids).sum().backward()
+    through_compiler = [p.grad for p in module.parameters()]
+    module.zero_grad()
+    module(ids).sum().backward()
+    for one, parameter in zip(through_compiler, module.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad.to_dense(), rtol=1e-6, atol=1e-7)

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketrec import embeddings
 from pocketrec.kernels import gather, native, projection
 
 pytestmark = pytest.mark.skipif(bool(native.problem("projection")), reason=native.problem("projection"))
@@ -160,21 +159,3 @@ def test_operators_are_registered_as_torch_wants_them():
         torch.library.opcheck(
             projection.train.registered, (kept[0].clone(), total, index, gradient, kept[1], 0.1, 1e-8)
         )
-
-
-@pytest.mark.parametrize("method", ["mlet", "low_dim"])
-def test_compiled_and_exported(method):
-    module, ids = (
-        embeddings.build(method, cardinalities=[50, 900], dim=8, ratio=2, seed=0),
-        torch.randint(0, 50, (7, 2)),
-    )
-    exported = torch.export.export(module, (ids,)).module()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    for run in (exported, compiled):
-        torch.testing.assert_close(run(ids), module(ids), rtol=1e-6, atol=1e-7)
-    compiled(ids).sum().backward()
-    through_compiler = [p.grad for p in module.parameters()]
-    module.zero_grad()
-    module(ids).sum().backward()
-    for one, parameter in zip(through_compiler, module.parameters(), strict=True):
-        torch.testing.assert_close(one, parameter.grad.to_dense(), rtol=1e-6, atol=1e-7)
