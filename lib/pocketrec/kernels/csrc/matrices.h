@@ -12,8 +12,8 @@ template <int W>
 using Vector __attribute__((vector_size(4 * W), aligned(4), may_alias)) = float;
 
 template <int W, int M, int N>
-INLINE void tile(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step,
-                                                const float* b, i64 b_row, i64 depth, bool more) {
+INLINE void tile(float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_row, i64 depth,
+                 bool more) {
   using V = Vector<W>;
   V sum[M][N];
 #pragma GCC unroll 8
