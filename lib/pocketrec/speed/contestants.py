@@ -40,6 +40,13 @@ class Tables:
     dim: int
     device: str = "cpu"
     _weight: Tensor | None = field(default=None, repr=False)
+    _outputs: dict[torch.Size, Tensor] = field(default_factory=dict, repr=False)
+
+    def output(self, ids: Tensor) -> Tensor:
+        """Memory for what ids look up, [*ids.shape, dim]: the same for everyone."""
+        if ids.shape not in self._outputs:
+            self._outputs[ids.shape] = torch.empty(*ids.shape, self.dim, device=self.device)
+        return self._outputs[ids.shape]
 
     @property
     def weight(self) -> Tensor:
@@ -196,15 +203,12 @@ def limit(tables: Tables, ratio: float | None = None, block_size: int | None = N
     else:
         memory = tables.weight.detach()
     pieces = torch.arange(tables.dim // width, device=tables.device)
-    outputs: dict[int, Tensor] = {}
 
     def prepare(ids: Tensor) -> tuple[Tensor, Tensor]:
         index = ids + start
         if ratio:
             index = ((index.unsqueeze(-1) * 0x9E3779B1 + pieces * 0x85EBCA77) >> 7) % len(memory)
-        if ids.numel() not in outputs:
-            outputs[ids.numel()] = torch.empty(*ids.shape, tables.dim, device=tables.device)
-        return index.int(), outputs[ids.numel()]
+        return index.int(), tables.output(ids)
 
     def forward(prepared: tuple[Tensor, Tensor]) -> Tensor:
         gather(memory, *prepared)
