@@ -3,6 +3,7 @@
 A method has the same colour and marker everywhere. The text of a figure's title is its finding.
 """
 
+import math
 import textwrap
 import zlib
 from collections.abc import Callable, Iterator
@@ -316,13 +317,18 @@ def log_axis(ax: Axes, values: pd.Series, text: Callable[[float], str], left: fl
 
 
 def _spread(ax: Axes, heights: list[float], gap: float = 0.055) -> list[float]:
-    """Move labels apart until neighbours are `gap` of the axis apart, on any scale; return heights in their order."""
+    """Move labels apart until neighbours are `gap` of the axis apart, on any scale; return heights in their order.
+
+    As far as there is room they stay beside the axis, not beside its title.
+    """
     left, _ = ax.get_xlim()
     ax.get_ylim()  # what is drawn settles the limits, and these the scale
     seen = ax.transData - ax.transAxes
     order = sorted(range(len(heights)), key=heights.__getitem__)
     placed = [seen.transform((left, height))[1] for height in heights]
-    for _ in range(50):
+    low, high = (0.0, 1.0) if gap * (len(order) - 1) <= 1 else (-math.inf, math.inf)
+    for _ in range(500):
+        placed = [min(max(height, low), high) for height in placed]
         for below, above in pairwise(order):
             overlap = gap - (placed[above] - placed[below])
             if overlap > 1e-9:
