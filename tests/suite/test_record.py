@@ -23,7 +23,7 @@ def test_sections_are_added_one_by_one(tmp_path):
 
 
 def test_kernels_asked_for_in_vain_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "_loaded", {"gather": (object(), ""), "robe": (None, "no C++ compiler")})
+    monkeypatch.setattr(native, "_loaded", {("gather", ""): (object(), ""), ("robe", ""): (None, "no C++ compiler")})
     record.publish(tmp_path, sizes={"full_bytes": 8})
     assert json.loads((tmp_path / "metrics.json").read_text())["environment"] == {
         "missing_kernels": "robe: no C++ compiler"
@@ -31,7 +31,7 @@ def test_kernels_asked_for_in_vain_are_named(tmp_path, monkeypatch):
 
 
 def test_kernels_that_serve_or_were_not_asked_for_are_not_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "_loaded", {"gather": (object(), "")})
+    monkeypatch.setattr(native, "_loaded", {("gather", ""): (object(), "")})
     record.publish(tmp_path, sizes={"full_bytes": 8})
     assert "environment" not in json.loads((tmp_path / "metrics.json").read_text())
     with native.off():

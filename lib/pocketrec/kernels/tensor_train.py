@@ -135,7 +135,8 @@ def _checked(place: Place, wrong: int) -> None:
 def _functions(cores: Sequence[Tensor], factors: Sequence[int]) -> Any:
     if not all(map(on_processor, cores)):
         return None
-    return native.library("tensor_train", constants(cores[0].shape[1] // factors[0], *factors))
+    known = constants(cores[0].shape[1] // factors[0], *factors)
+    return native.library("tensor_train", known) or native.library("tensor_train")
 
 
 @cache
