@@ -113,6 +113,6 @@ def test_sanitizers_find_nothing(tmp_path):
         str(file) for file in sorted(HERE.glob("test_*.py")) if file.name not in ("test_native.py", "test_triton.py")
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not registered", *tests]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "skipped" not in done.stdout.splitlines()[-1]

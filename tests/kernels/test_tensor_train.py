@@ -39,7 +39,7 @@ def ids_of(radices, batch, few, seed=0):
 @st.composite
 def lookups(draw):
     """Cores of some tables, ids that repeat, some that ask for nothing, and a gradient."""
-    rank, factors = draw(st.sampled_from([1, 2, 3, 4, 5, 8, 13, 16, 17, 24, 40])), draw(st.sampled_from(FACTORS))
+    rank, factors = draw(st.sampled_from([1, 2, 3, 4, 5, 8, 13, 16, 17, 24, 32, 40])), draw(st.sampled_from(FACTORS))
     radices = torch.tensor(draw(st.lists(st.sampled_from(RADICES), min_size=1, max_size=3)))
     torch.set_num_threads(draw(st.sampled_from([1, 2, 3])))
     seed = draw(st.integers(0, 999))

@@ -12,11 +12,19 @@ from pocketrec.kernels import gather, gpu, robe
 from pocketrec.kernels.operators import operator
 
 
-def pairs(vectors: Tensor) -> Tensor:
-    """Return the dot products of all pairs, [batch, n, dim] -> [batch, n (n - 1) / 2]."""
-    count = vectors.shape[1]
-    i, j = torch.tril_indices(count, count, -1, device=vectors.device)
-    return (vectors @ vectors.mT).flatten(1).gather(1, (i * count + j).expand(len(vectors), -1))
+def below_diagonal(count: int, device: torch.device | None = None) -> Tensor:
+    """Return where a flat matrix [count, count] has what lies below its diagonal, int64 [count (count - 1) / 2]."""
+    i, j = torch.tril_indices(count, count, -1, device=device)
+    return i * count + j
+
+
+def pairs(vectors: Tensor, index: Tensor | None = None) -> Tensor:
+    """Return the dot products of all pairs, [batch, n, dim] -> [batch, n (n - 1) / 2].
+
+    `index`: `below_diagonal(n)`, for who has it at hand.
+    """
+    index = below_diagonal(vectors.shape[1], vectors.device) if index is None else index
+    return (vectors @ vectors.mT).flatten(1).gather(1, index.expand(len(vectors), -1))
 
 
 def _with(first: Tensor | None, vectors: Tensor) -> Tensor:

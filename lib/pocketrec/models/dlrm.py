@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketrec.embeddings.base import Embedding
+from pocketrec.kernels import interaction
 from pocketrec.models.base import Backbone
 
 
@@ -44,8 +45,7 @@ class DLRM(Backbone):
         super().__init__(embedding, num_dense=num_dense, bottom_mlp=list(bottom_mlp), top_mlp=list(top_mlp))
         width = embedding.out_dim
         vectors = len(embedding.cardinalities) + (num_dense > 0)
-        pairs = torch.tril_indices(vectors, vectors, -1)
-        self.register_buffer("pairs", pairs[0] * vectors + pairs[1], persistent=False)
+        self.register_buffer("pairs", interaction.below_diagonal(vectors), persistent=False)
         draw = torch.Generator().manual_seed(seed)
         self.bottom = mlp([num_dense, *bottom_mlp, width], draw, last=nn.ReLU()) if num_dense else None
         inputs = len(self.pairs) + (width if num_dense else 0)
@@ -64,7 +64,7 @@ class DLRM(Backbone):
 
     def interact(self, vectors: Tensor) -> Tensor:
         """Return the dot products of all pairs, [batch, n, dim] -> [batch, n (n - 1) / 2]."""
-        return (vectors @ vectors.mT).flatten(1).gather(1, self.pairs.expand(len(vectors), -1))
+        return interaction.pairs(vectors, self.pairs)
 
 
 def mlp(widths: Sequence[int], draw: torch.Generator, last: nn.Module) -> nn.Sequential:

@@ -137,6 +137,16 @@ inline i64 first_outside(const i64* index, i64 rows, i64 n) {
   return -1;
 }
 
+// to[n, width] = table[index[0 .. n)]. The index goes on for `more`; memory is asked for ahead, not for the first rows.
+template <int W>
+inline void copy_rows(float* to, const float* table, const i64* index, i64 width, i64 n, i64 more) {
+  const i64 ahead = rows_ahead(width);
+  for (i64 j = 0; j < n; ++j) {
+    if (j + ahead < n + more) prefetch(table + index[j + ahead] * width, width);
+    copy<W>(to + j * width, table + index[j] * width, width);
+  }
+}
+
 // What each feature has, once for each of some samples, so that a plain loop passes over all of them; in memory of this
 // thread.
 template <int Use>

@@ -8,19 +8,10 @@ namespace {
 
 constexpr i64 PIECE = 2048;  // lookups whose ids are checked before the first of them is read
 
-template <int W>
-void copy_rows(const float* table, const i64* index, float* out, i64 width, i64 n) {
-  const i64 ahead = rows_ahead(width);
-  for (i64 j = 0; j < std::min(ahead, n); ++j) prefetch(table + index[j] * width, width);
-  for (i64 j = 0; j < n; ++j) {
-    if (j + ahead < n) prefetch(table + index[j + ahead] * width, width);
-    copy<W>(out + j * width, table + index[j] * width, width);
-  }
-}
-
 // out = table[index], which lies inside the table
 void read(const float* table, const i64* index, float* out, i64 width, i64 n) {
-  with_width(width, [&](auto w) { copy_rows<decltype(w)::value>(table, index, out, width, n); });
+  for (i64 j = 0; j < std::min(rows_ahead(width), n); ++j) prefetch(table + index[j] * width, width);
+  with_width(width, [&](auto w) { copy_rows<decltype(w)::value>(out, table, index, width, n, 0); });
 }
 
 // The positions [0, n) whose rows belong to this thread, by a hash of the row. Every thread reads the whole index, and

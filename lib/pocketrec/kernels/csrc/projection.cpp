@@ -10,16 +10,6 @@ namespace {
 constexpr i64 PIECE = 2048;   // lookups whose ids are checked before the first of them is read
 constexpr i64 TOGETHER = 32;  // rows that are trained together
 
-// to[n, width] = table[index[0 .. n)]; the index goes on for `more`, and its memory is asked for ahead.
-template <int W>
-void copy_rows(float* to, const float* table, const i64* index, i64 width, i64 n, i64 more) {
-  const i64 ahead = rows_ahead(width);
-  for (i64 j = 0; j < n; ++j) {
-    if (j + ahead < n + more) prefetch(table + index[j + ahead] * width, width);
-    copy<W>(to + j * width, table + index[j] * width, width);
-  }
-}
-
 struct Training {
   const float *table, *gradient, *matrices;
   const i64* index;
