@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pocketrec.embeddings.apart import Apart
 from pocketrec.embeddings.base import Embedding, Infeasible, Storage, full_bytes, megabytes, tensor_bytes, undrawn
 from pocketrec.embeddings.stores import CODE_BYTES, Quantize
 from pocketrec.errors import UserError, unknown
@@ -36,10 +37,11 @@ __all__ = [
 def _discover() -> dict[str, type[Embedding]]:
     modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
     classes = [item for module in modules for item in vars(module).values() if isinstance(item, type)]
-    return {c.name: c for c in classes if issubclass(c, Embedding) and c is not Embedding}
+    return {c.name: c for c in classes if issubclass(c, Embedding) and c not in (Embedding, Apart)}
 
 
 METHODS: dict[str, type[Embedding]] = _discover()
+_KINDS = METHODS | {Apart.name: Apart}  # what may stand in a saved file
 
 
 def available() -> list[str]:
@@ -55,6 +57,7 @@ def build(
     ratio: float = 1,
     seed: int = 0,
     quantize: Quantize | None = None,
+    apart: bool = False,
     **knobs: Any,
 ) -> Embedding:
     """Build the largest instance of a method whose inference form is `ratio` times smaller than full tables.
@@ -66,14 +69,15 @@ def build(
         ratio: bytes of the full float32 tables over the bytes allowed at inference; at least 1.
         seed: same seed, same values.
         quantize: the codes it will be served in (`deploy(quantize)`): the budget then binds that form.
+        apart: give every table an instance of its own, and an equal share of the bytes; see `embeddings.apart`.
         knobs: choices of the method, see its `knobs`.
 
     Raises:
         UserError: for an unknown method or knob, or a ratio below 1.
         Infeasible: when no instance fits.
     """
-    config = solve(name, cardinalities, dim, ratio, quantize, **knobs)
-    return METHODS[name](cardinalities, dim, seed=seed, **config)
+    config = solve(name, cardinalities, dim, ratio, quantize, apart, **knobs)
+    return _KINDS[Apart.name if apart else name](cardinalities, dim, seed=seed, **config)
 
 
 def solve(
@@ -82,6 +86,7 @@ def solve(
     dim: int,
     ratio: float,
     quantize: Quantize | None = None,
+    apart: bool = False,
     **knobs: Any,
 ) -> dict[str, Any]:
     """Return the config that `build` would use; arithmetic only. Raises as `build` does."""
@@ -96,6 +101,8 @@ def solve(
         raise unknown("quantisation", quantize, CODE_BYTES, "embeddings")
     if not cardinalities or min(cardinalities) < 1 or dim < 1:
         raise UserError(f"embeddings: cardinalities and dim must be positive, got {list(cardinalities)} and {dim}")
+    if apart:
+        method, knobs = Apart, {"of": name, **knobs}
     full = full_bytes(cardinalities, dim)
     if quantize is None:
         return method.solve(cardinalities, dim, full / ratio, **knobs)
@@ -106,7 +113,7 @@ def inference_bytes(
     name: str, cardinalities: Sequence[int], dim: int, config: dict[str, Any], quantize: Quantize | None = None
 ) -> int:
     """Return the bytes at inference of a config; arithmetic only."""
-    stored = METHODS[name].stored(cardinalities, dim, **config)
+    stored = _KINDS[name].stored(cardinalities, dim, **config)
     return sum(tensor.bytes(quantize) for tensor in stored.values())
 
 
@@ -169,9 +176,9 @@ def load(path: str | PathLike) -> Embedding:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a saved embedding: {error}") from None
-    if about is None or about["method"] not in METHODS:
+    if about is None or about["method"] not in _KINDS:
         raise UserError(f"{path}: not an embedding written by pocketrec.embeddings.save")
-    method = METHODS[about["method"]]
+    method = _KINDS[about["method"]]
     with undrawn():
         embedding = method(about["cardinalities"], about["dim"], seed=about["seed"], **about["config"])
         embedding = embedding.deploy(about["quantize"])

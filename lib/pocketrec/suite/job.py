@@ -131,14 +131,15 @@ def _machine() -> dict[str, Any]:
 
 def _infeasible(run: Run) -> str:
     """Return why no instance of the method fits the run's budget: by arithmetic, so that no notebook is started."""
-    if not {"method", "ratio", "dim", "quantize", "knobs"} <= run.parameters.keys():
+    names = ("method", "ratio", "dim", "quantize", "apart", "knobs")
+    if not {*names} <= run.parameters.keys():
         return ""  # another template, which may mean something else
     from pocketrec import data, embeddings
 
-    method, ratio, dim, quantize, knobs = (run.parameters[n] for n in ("method", "ratio", "dim", "quantize", "knobs"))
+    method, ratio, dim, quantize, apart, knobs = (run.parameters[name] for name in names)
     cardinalities = data.load(run.data["name"], **run.options).cardinalities
     try:
-        embeddings.solve(method, cardinalities, dim, ratio, None if quantize == "none" else quantize, **knobs)
+        embeddings.solve(method, cardinalities, dim, ratio, None if quantize == "none" else quantize, apart, **knobs)
     except embeddings.Infeasible as reason:
         return f"Infeasible: {reason}"
     except Exception:
