@@ -95,6 +95,7 @@ def test_inference_calls_directly_unless_someone_watches():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_sanitizers_find_nothing(tmp_path):
     """The same tests with a build that watches addresses and undefined behaviour."""
     # the C++ library too, or the sanitizer would not find what throws exceptions

@@ -8,6 +8,15 @@
 #define UNROLLED __attribute__((noinline))
 #endif
 
+// The floats of the widest vectors, and how many rows of two such vectors each the registers hold as sums.
+#if defined __AVX512F__
+constexpr int WIDEST = 16, TALLEST = 8;
+#elif defined __AVX__
+constexpr int WIDEST = 8, TALLEST = 4;
+#else
+constexpr int WIDEST = 4, TALLEST = 4;
+#endif
+
 template <int W>
 using Vector __attribute__((vector_size(4 * W), aligned(4), may_alias)) = float;
 
@@ -66,25 +75,30 @@ UNROLLED void multiply(float* to, i64 to_row, const float* a, i64 a_row, i64 a_s
   if (n < columns) strip<W, 1, HEIGHTS...>(to + n, to_row, a, a_row, a_step, b + n, b_row, rows, depth, more);
 }
 
-// The same with vectors of `width`, 16, 8 or 4.
+// The same with vectors of `width`, as `vector_width` gives it.
 INLINE void multiply(i64 width, float* to, i64 to_row, const float* a, i64 a_row, i64 a_step, const float* b,
                      i64 b_row, i64 rows, i64 columns, i64 depth, bool more) {
   const auto with = [&](auto w) __attribute__((always_inline)) {
     constexpr int W = decltype(w)::value;
-    if (rows % 8 == 0) {
-      multiply<W, 8>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
+    if (rows % TALLEST == 0) {
+      multiply<W, TALLEST>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
     } else if (rows % 4 == 0) {
       multiply<W, 4>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
     } else {
-      multiply<W, 8, 4, 2, 1>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
+      multiply<W, TALLEST, 4, 2, 1>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
     }
   };
-  if (width == 16) return with(std::integral_constant<int, 16>{});
-  width == 8 ? with(std::integral_constant<int, 8>{}) : with(std::integral_constant<int, 4>{});
+  if (width == WIDEST) return with(std::integral_constant<int, WIDEST>{});
+  width == 8 ? with(std::integral_constant<int, std::min(WIDEST, 8)>{}) : with(std::integral_constant<int, 4>{});
 }
 
-// The width of vectors for rows of so many numbers.
-constexpr i64 vector_width(i64 numbers) { return numbers > 8 ? 16 : numbers > 4 ? 8 : 4; }
+// The width of vectors for rows of so many numbers: 4, 8 or 16.
+constexpr i64 vector_width(i64 numbers) { return std::min(WIDEST, numbers > 8 ? 16 : numbers > 4 ? 8 : 4); }
+
+// The same where rows may have no numbers behind them; they are a multiple of 4.
+constexpr i64 dividing_width(i64 numbers) {
+  return numbers % WIDEST == 0 ? WIDEST : numbers % 8 == 0 ? std::min(WIDEST, 8) : 4;
+}
 
 constexpr i64 round_up(i64 numbers, i64 width) { return (numbers + width - 1) / width * width; }
 

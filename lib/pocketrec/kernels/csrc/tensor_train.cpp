@@ -5,9 +5,9 @@
 // of the first two is computed once a pair, and repeated rows once. Sums over the rank run along whole vectors: where
 // the rank is not a multiple of their width, slices are copied with zeros behind.
 //
-// A table's sorted lookups are cut into parts, which threads take. Every thread sorts what it needs itself: that is
-// sooner done than fetched from another core. Gradients of the outer cores are summed within a part, then over the
-// parts, whose number does not depend on that of threads: the same bits for any number of threads.
+// A table's lookups are cut into parts by i2, which threads take in turn and sort: that is sooner done than fetched from
+// another core. Gradients of the outer cores are summed within a part, then over the parts, whose number does not
+// depend on that of threads: the same bits for any number of threads.
 //
 // With RANK, Q1, Q2 and Q3 defined the library is for matrices of these sizes alone, and its loops over them are
 // unrolled: up to twice as fast at small ranks.
@@ -42,7 +42,7 @@ struct Shape {
   SIZE rank_width = vector_width(rank), q3_width = vector_width(q3);
   SIZE padded = round_up(rank, rank_width), q3_padded = round_up(q3, q3_width);
   SIZE first = q1 * rank, middle = rank * q2 * rank, last = rank * q3, q12 = q1 * q2, dim = q12 * q3;
-  SIZE middle_row = q2 * padded, middle_width = middle_row % 16 == 0 ? 16 : middle_row % 8 == 0 ? 8 : 4;
+  SIZE middle_row = q2 * padded, middle_width = dividing_width(middle_row);
   SIZE product = q12 * padded;  // of a pair
 };
 
@@ -67,7 +67,7 @@ struct Divisor {
   }
 };
 
-// The lookups of one table in their sorted order.
+// The lookups of one table, and those of one part of it in their sorted order.
 struct Plan {
   struct Item {
     u32 position, first, middle, last;
@@ -85,56 +85,73 @@ struct Plan {
   std::vector<Row> rows;
   std::vector<Pair> pairs;
   std::vector<Group> groups;  // each of these three has an end behind its last
-  std::vector<u32> counts;
   i64 group_count;
 
-  void make(const i64* ids, const i64* tables, i64 table, i64 table_count, i64 n, const i64* radix) {
+  // Takes up the lookups of a table.
+  void take(const i64* ids, const i64* tables, i64 table, i64 table_count, i64 n, const i64* radix) {
     const Divisor by_all(radix[1] * radix[2]), by_last(radix[2]);
-    counts.assign(radix[0] + radix[1] + radix[2] + 3, 0);
-    u32 *count1 = counts.data(), *count2 = count1 + radix[0] + 1, *count3 = count2 + radix[1] + 1;
+    radix_ = radix;
+    before_.assign(radix[1] + 1, 0);
     const i64 step = tables ? 1 : table_count, most = (n + step - 1) / step + 1;
-    room(items, most), room(sorted, most), room(rows, most), room(pairs, most), room(groups, most);
-    Item* end = items.data();
+    room(all_, most);
+    Item* end = all_.data();
     for (i64 j = tables ? 0 : table; j < n; j += step) {
       if (ids[j] < 0 || (tables && tables[j] != table)) continue;
       const u64 x = ids[j], first = by_all(x), rest = x - first * by_all.m, middle = by_last(rest);
       const u32 last = static_cast<u32>(rest - middle * by_last.m);
       *end++ = {static_cast<u32>(j), static_cast<u32>(first), static_cast<u32>(middle), last};
-      ++count1[first + 1], ++count2[middle + 1], ++count3[last + 1];
+      ++before_[middle + 1];
     }
-    const u32 count = static_cast<u32>(end - items.data());
-    pass(count, count3, radix[2], &Item::last);
-    pass(count, count1, radix[0], &Item::first);
-    pass(count, count2, radix[1], &Item::middle);
+    count_ = static_cast<u32>(end - all_.data());
+    for (i64 i = 0; i < radix[1]; ++i) before_[i + 1] += before_[i];
+  }
+
+  // Sorts the lookups of a part: middle slices that follow each other, with about as many lookups as in any other.
+  void sort(i64 part, i64 parts) {
+    const u32 low = start(part, parts), high = start(part + 1, parts), count = before_[high] - before_[low];
+    room(items, count_ + 1), room(sorted, count + 1), room(rows, count + 1), room(pairs, count + 1);
+    room(groups, count + 1);
+    Item* end = items.data();
+    for (u32 j = 0; j < count_; ++j) {  // without branches, which no one could foretell
+      *end = all_[j];
+      end += all_[j].middle - low < high - low;
+    }
+    pass(count, &Item::last, 0, radix_[2]);
+    pass(count, &Item::first, 0, radix_[0]);
+    pass(count, &Item::middle, low, high);
     u32 row = 0, pair = 0, group = 0;
-    Item before{0, ~u32(0), ~u32(0), ~u32(0)};
-    for (u32 j = 0; j < count; before = items[j++]) {  // without branches, which no one could foretell
+    Item last{0, ~u32(0), ~u32(0), ~u32(0)};
+    for (u32 j = 0; j < count; last = items[j++]) {
       const Item& item = items[j];
-      const bool other_group = item.middle != before.middle, other_pair = other_group | (item.first != before.first);
+      const bool other_group = item.middle != last.middle, other_pair = other_group | (item.first != last.first);
       groups[group] = {pair, item.middle}, pairs[pair] = {row, item.first}, rows[row] = {j, item.last};
-      group += other_group, pair += other_pair, row += other_pair | (item.last != before.last);
+      group += other_group, pair += other_pair, row += other_pair | (item.last != last.last);
     }
     groups[group] = {pair, 0}, pairs[pair] = {row, 0}, rows[row] = {count, 0};
     group_count = group;
   }
 
-  // The group at which a part starts: each has about as much to multiply as every other.
-  i64 start(i64 part, i64 parts, i64 rank, i64 q3) const {
-    const auto work = [&](const Group& group) {
-      return rank * (&group - groups.data() + group.pair) + q3 * pairs[group.pair].row;
-    };
-    const auto before = [&](const Group& group, i64 share) { return work(group) < share; };
-    const auto end = groups.begin() + group_count;
-    return std::lower_bound(groups.begin(), end, work(*end) * part / parts, before) - groups.begin();
+ private:
+  u32 start(i64 part, i64 parts) const {
+    if (part == parts) return static_cast<u32>(before_.size() - 1);
+    const u32 share = static_cast<u32>(count_ * part / parts);
+    return static_cast<u32>(std::lower_bound(before_.begin(), before_.end(), share) - before_.begin());
   }
 
- private:
-  void pass(u32 total, u32* count, i64 radix, u32 Item::*digit) {
-    for (i64 i = 0; i < radix; ++i) count[i + 1] += count[i];
+  void pass(u32 count, u32 Item::*digit, u32 low, u32 high) {
+    counts_.assign(high - low + 1, 0);
+    u32* const at = counts_.data();
+    for (u32 j = 0; j < count; ++j) ++at[items[j].*digit - low + 1];
+    for (u32 i = 0; i < high - low; ++i) at[i + 1] += at[i];
     Item *to = sorted.data(), *from = items.data();
-    for (u32 j = 0; j < total; ++j) to[count[from[j].*digit]++] = from[j];
+    for (u32 j = 0; j < count; ++j) to[at[from[j].*digit - low]++] = from[j];
     items.swap(sorted);
   }
+
+  const i64* radix_;
+  std::vector<Item> all_;
+  std::vector<u32> before_, counts_;  // lookups of the middle slices before one; for a pass
+  u32 count_;
 };
 
 // What a thread works with.
@@ -184,10 +201,10 @@ inline void write_row(Work& work, float* to, const float* product, i64 product_r
   copy_rows(to, s.q3, work.row.data(), s.q3_padded, s.q12, s.q3);
 }
 
-// Reads the rows of groups [low, high) of this thread's plan.
-void read_part(Work& work, const Cores& cores, const Shape& s, i64 low, i64 high, float* out) {
+// Reads the rows of the part that this thread has sorted.
+void read_part(Work& work, const Cores& cores, const Shape& s, float* out) {
   const Plan& plan = work.plan;
-  for (i64 g = low; g < high; ++g) {
+  for (i64 g = 0; g < plan.group_count; ++g) {
     const float* slice = work.padded(cores.middle + plan.groups[g].middle * s.middle, s);
     for (i64 pair = plan.groups[g].pair; pair < plan.groups[g + 1].pair; pair += PAIRS) {
       const i64 count = std::min<i64>(PAIRS, plan.groups[g + 1].pair - pair);
@@ -222,16 +239,16 @@ struct Sums {
   char *has_first, *has_last;
 };
 
-// Trains the middle slices of groups [low, high) of this thread's plan, and sums the gradients of the outer ones.
-void train_part(Work& work, const Cores& cores, const Shape& s, i64 low, i64 high, const float* gradient,
-                float* target, float* total, const Sums& sums, float lr, float eps) {
+// Trains the middle slices of the part that this thread has sorted, and sums the gradients of the outer ones.
+void train_part(Work& work, const Cores& cores, const Shape& s, const float* gradient, float* target, float* total,
+                const Sums& sums, float lr, float eps) {
   const Plan& plan = work.plan;
   const i64 q12 = s.q12, q3 = s.q3;
   const i64 first = s.q1 * s.padded, middle = s.middle_row, last = q3 * s.padded;  // with padded rows
   room(work.gradient, PAIRS * s.product), room(work.sum, s.rank * middle);
   room(work.row, s.dim), room(work.of_first, PAIRS * first), room(work.flipped, middle * s.padded);
   if (s.padded > s.rank) std::fill(work.flipped.begin(), work.flipped.end(), 0.0f);
-  for (i64 g = low; g < high; ++g) {
+  for (i64 g = 0; g < plan.group_count; ++g) {
     const i64 at = plan.groups[g].middle;
     const float* slice = work.padded(cores.middle + at * s.middle, s);
     transpose(work.flipped.data(), s.padded, slice, middle, s.rank, middle);
@@ -308,16 +325,23 @@ i64 outside(const i64* ids, const i64* tables, const i64* radices, i64 cores, i6
   return -1;
 }
 
-// Calls f(table, part) for this thread's share of the parts of all tables, its plan made for the table.
+// Into how many parts the lookups of each table are cut: as many for any number of threads.
+i64 parts_of(i64 table_count, i64 n) {
+  return std::max<i64>(std::min(MOST_PARTS, n / IN_A_PART) / std::max<i64>(table_count, 1), 1);
+}
+
+// Calls f(table, part, another) for parts of all tables until none is left, each sorted in this thread's plan.
 template <class F>
-void each_part(const i64* ids, const i64* tables, const i64* radices, i64 table_count, i64 n, i64 parts, F f) {
-  const i64 thread = omp_get_thread_num(), threads = omp_get_num_threads(), all = table_count * parts;
+void each_part(const i64* ids, const i64* tables, const i64* radices, i64 table_count, i64 n, std::atomic<i64>& next,
+               F f) {
   Work& work = work_of_thread;
-  for (i64 u = all * thread / threads, end = all * (thread + 1) / threads, made = -1; u < end; ++u) {
+  const i64 parts = parts_of(table_count, n);
+  for (i64 u = next++, taken = -1; u < table_count * parts; u = next++) {
     const i64 t = u / parts;
-    if (t != made) work.plan.make(ids, tables, t, table_count, n, radices + 3 * t);
-    f(work, t, u % parts, t != made);
-    made = t;
+    if (t != taken) work.plan.take(ids, tables, t, table_count, n, radices + 3 * t);
+    work.plan.sort(u % parts, parts);
+    f(work, t, u % parts, t != taken);
+    taken = t;
   }
 }
 
@@ -331,16 +355,15 @@ extern "C" i64 tensor_train(const float* core1, const float* core2, const float*
   if (const i64 bad = outside(ids, tables, radices, 3, table_count, n); bad >= 0) return bad;
   const Shape s(rank, q1, q2, q3);
   const std::vector<i64> start = starts(radices, table_count);
+  std::atomic<i64> next{0};
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
 #pragma omp for schedule(static) nowait
     for (i64 j = 0; j < n; ++j) {
       if (ids[j] < 0) std::fill_n(out + j * s.dim, s.dim, 0.0f);
     }
-    each_part(ids, tables, radices, table_count, n, threads, [&](Work& work, i64 t, i64 part, bool) {
-      const Cores cores(core1, core2, core3, start.data() + 3 * t, s);
-      const i64 low = work.plan.start(part, threads, rank, q3), high = work.plan.start(part + 1, threads, rank, q3);
-      read_part(work, cores, s, low, high, out);
+    each_part(ids, tables, radices, table_count, n, next, [&](Work& work, i64 t, i64, bool) {
+      read_part(work, Cores(core1, core2, core3, start.data() + 3 * t, s), s, out);
     });
   }
   return -1;
@@ -400,7 +423,7 @@ extern "C" i64 train_tensor_train(const float* core1, const float* core2, const 
   if (const i64 bad = outside(ids, tables, radices, 3, table_count, n); bad >= 0) return bad;
   const Shape s(rank, q1, q2, q3);
   const std::vector<i64> start = starts(radices, table_count);
-  const i64 parts = std::max<i64>(std::min(MOST_PARTS, n / IN_A_PART) / std::max<i64>(table_count, 1), 1);
+  const i64 parts = parts_of(table_count, n);
   const i64 first = q1 * s.padded, last = q3 * s.padded, *ends = start.data() + 3 * table_count;
   const i64 in_part = ends[0] * first + ends[2] * last, slices = ends[0] + ends[2];
   static thread_local std::vector<float> own_sums;
@@ -415,17 +438,17 @@ extern "C" i64 train_tensor_train(const float* core1, const float* core2, const 
     return Sums{firsts + start[3 * t] * first, lasts + start[3 * t + 2] * last, has_first + start[3 * t],
                 has_last + start[3 * t + 2]};
   };
+  std::atomic<i64> next{0};
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    each_part(ids, tables, radices, table_count, n, parts, [&](Work& work, i64 t, i64 part, bool another) {
+    each_part(ids, tables, radices, table_count, n, next, [&](Work& work, i64 t, i64 part, bool another) {
       const Cores cores(core1, core2, core3, start.data() + 3 * t, s);
-      const i64 low = work.plan.start(part, parts, rank, q3), high = work.plan.start(part + 1, parts, rank, q3);
       const i64 at = start[3 * t + 1];
       if (another) {
         room(work.last, radices[3 * t + 2] * last), work.has_last.assign(radices[3 * t + 2], false);
         if (s.padded > rank) std::fill(work.last.begin(), work.last.end(), 0.0f);
       }
-      train_part(work, cores, s, low, high, gradient, target2 + at * s.middle, total2 ? total2 + at : nullptr,
+      train_part(work, cores, s, gradient, target2 + at * s.middle, total2 ? total2 + at : nullptr,
                  sums_of(part, t), lr, eps);
     });
     const i64 thread = omp_get_thread_num();
