@@ -186,16 +186,17 @@ class _TrainedBlocks(torch.autograd.Function):
         return (None,) * 7
 
 
-def read_tensor_train(cores: Sequence[nn.Module], place: tensor_train.Place) -> Tensor:
+def read_tensor_train(cores: nn.ModuleList, place: tensor_train.Place) -> Tensor:
     """Read rows of tables that are products of slices of some `Rows`, or of their twins -> [*ids.shape, dim]."""
+    cores = [*cores._modules.values()]  # a list of modules takes longer to index
     first = cores[0]
     if not isinstance(first, Rows):
         index = tensor_train.slices(place.ids, place.tables, place.radices).flatten(0, -2)
         parts = [core(rows) for core, rows in zip(cores, index.unbind(1), strict=True)]
         return tensor_train.chain(parts, place.factors)[-1].view(*place.ids.shape, prod(place.factors))
-    weights = [core.weight for core in cores]
+    weights = [core._parameters["weight"] for core in cores]
     own_backward = first.trainer or (first.sparse and not torch.compiler.is_compiling())
-    if own_backward and torch.is_grad_enabled() and first.weight.requires_grad:
+    if own_backward and torch.is_grad_enabled() and weights[0].requires_grad:
         return _TensorTrain.apply(place, first.trainer, *weights)
     return tensor_train.multiply(weights, *place)
 

@@ -172,19 +172,22 @@ class TTRec(Embedding):
             self.register_buffer("counts", torch.zeros(sum(rows), dtype=torch.int32))
 
     def lookup(self, ids: Tensor) -> Tensor:
-        rows = ids[:, self.columns] if self.whole.features else ids  # [batch, tables]
+        whole, columns = self._modules["whole"], self._buffers["columns"]  # as attributes they would take longer to find
+        rows = ids[:, columns] if whole.features else ids  # [batch, tables]
         if not self.config["cache"]:
-            return self.whole(ids, self._product(rows))
+            product = self._product(rows)
+            return whole(ids, product) if whole.features else product
         keys, place, hit = self._find(rows)
         if self.training and self.counts is not None:
             self.counts.index_add_(0, keys.flatten(), torch.ones_like(keys, dtype=torch.int32).flatten())
         slot = place if self.slots is None else self.slots[place].long()
         computed = self._product(rows.masked_fill(hit, -1))  # what is cached is not multiplied
-        return self.whole(ids, torch.where(hit.unsqueeze(-1), self.cached(slot), computed))
+        return whole(ids, torch.where(hit.unsqueeze(-1), self.cached(slot), computed))
 
     def _product(self, rows: Tensor, tables: Tensor | None = None) -> Tensor:
         """Multiply the slices of rows [batch, tables], or of rows [n] of `tables` [n] -> [..., dim]."""
-        return read_tensor_train(self.cores, tensor_train.Place(rows, tables, self.radices, self.factors))
+        place = tensor_train.Place(rows, tables, self._buffers["radices"], self.factors)
+        return read_tensor_train(self._modules["cores"], place)
 
     def _find(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return each row's key, its place among the cached ids and whether it is there, [batch, tables] each."""

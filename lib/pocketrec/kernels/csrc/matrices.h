@@ -8,13 +8,15 @@
 #define UNROLLED __attribute__((noinline))
 #endif
 
-// The floats of the widest vectors, and how many rows of two such vectors each the registers hold as sums.
+// The floats of the widest vectors, and how many rows of two such vectors each the registers hold as sums: of 32, or 16.
 #if defined __AVX512F__
 constexpr int WIDEST = 16, TALLEST = 8;
 #elif defined __AVX__
-constexpr int WIDEST = 8, TALLEST = 4;
+constexpr int WIDEST = 8, TALLEST = 6;
+#elif defined __aarch64__
+constexpr int WIDEST = 4, TALLEST = 8;
 #else
-constexpr int WIDEST = 4, TALLEST = 4;
+constexpr int WIDEST = 4, TALLEST = 6;
 #endif
 
 template <int W>
@@ -80,9 +82,9 @@ INLINE void multiply(i64 width, float* to, i64 to_row, const float* a, i64 a_row
                      i64 b_row, i64 rows, i64 columns, i64 depth, bool more) {
   const auto with = [&](auto w) __attribute__((always_inline)) {
     constexpr int W = decltype(w)::value;
-    if (rows % TALLEST == 0) {
-      multiply<W, TALLEST>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
-    } else if (rows % 4 == 0) {
+    if (TALLEST == 8 && rows % 8 == 0) {
+      multiply<W, 8>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
+    } else if (TALLEST == 8 && rows % 4 == 0) {
       multiply<W, 4>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
     } else {
       multiply<W, TALLEST, 4, 2, 1>(to, to_row, a, a_row, a_step, b, b_row, rows, columns, depth, more);
