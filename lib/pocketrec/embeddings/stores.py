@@ -10,7 +10,6 @@ backward pass changes their numbers and no gradient is made. They are then read 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import ceil, prod
 from typing import Any, Literal, NamedTuple
 

@@ -172,7 +172,7 @@ class TTRec(Embedding):
             self.register_buffer("counts", torch.zeros(sum(rows), dtype=torch.int32))
 
     def lookup(self, ids: Tensor) -> Tensor:
-        whole, columns = self._modules["whole"], self._buffers["columns"]  # as attributes they would take longer to find
+        whole, columns = self._modules["whole"], self._buffers["columns"]  # as attributes they would take longer
         rows = ids[:, columns] if whole.features else ids  # [batch, tables]
         if not self.config["cache"]:
             product = self._product(rows)
