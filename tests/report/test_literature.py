@@ -74,6 +74,13 @@ def test_the_picture_draws_theirs_where_ours_is_missing(results):
     assert any(line.get_linestyle() == "--" and list(line.get_ydata()) == [0.5, 0.7] for line in lines)
 
 
+def test_a_budget_above_the_tables_is_held_against_ratio_1(numbers, tmp_path):
+    numbers.write_text(NUMBERS.replace("[5, 50, 100]", "[5, 50, 900]"))
+    results = report.load_results(records.write(tmp_path / "suite", [run("robe", 1, 0.79)], notebooks=False))
+    table = literature.beside(results, "others").set_index(["method", "budget"])
+    assert table.loc[("robe", 900), "difference"] == pytest.approx(-0.01)
+
+
 def test_parameters_that_differ_are_not_averaged(tmp_path):
     other = run("robe", 10, 0.7, seed=1)
     other["parameters"]["epochs"] = 1

@@ -47,7 +47,8 @@ def beside(results: pd.DataFrame, name: str, tolerance: float = 0.005) -> pd.Dat
 
     Columns: method, budget, theirs, ours (mean over seeds), seeds, difference, verdict. A verdict is `at or above`
     where ours is no more than `tolerance` below theirs, `below`, or why there is none: `no instance` of ours is as
-    small, `only ours` has one, a run that failed, or `not run`. The full table stands in every budget.
+    small, `only ours` has one, a run that failed, or `not run`. The full table stands in every budget, and
+    a budget above it is held against ours at ratio 1.
     """
     place = ["dataset", "method", "ratio_requested"]
     cells = summary(results)[[*place, "validation_auc", "n", "status"]]
@@ -59,7 +60,7 @@ def beside(results: pd.DataFrame, name: str, tolerance: float = 0.005) -> pd.Dat
         )
     table = load(name)
     full = table["method"] == "full"
-    table["ratio_requested"] = table["ratio_requested"].mask(full, 1).round(6)
+    table["ratio_requested"] = table["ratio_requested"].mask(full, 1).clip(lower=1).round(6)
     table = table.merge(cells, "left", place)
     table = table.rename(columns={"validation_auc": "ours", "n": "seeds"}).fillna({"seeds": 0})
     table["difference"] = table["ours"] - table["theirs"]
