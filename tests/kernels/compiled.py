@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from pocketrec.kernels import gather, gpu, interaction, quantized, robe, universal_hash
+from pocketrec.kernels import gather, gpu, interaction, projection, quantized, robe, tensor_train, universal_hash
 
 
 class Driver:
@@ -34,7 +34,8 @@ def compile_instead(kernel, grid):
     """What `kernel[grid]` is here: it compiles and does not launch."""
 
     def compile(*arguments, **constants):
-        assert kernel.run(*arguments, grid=grid, warmup=True, **constants).asm["cubin"]
+        found = kernel.run(*arguments, grid=grid, warmup=True, **constants)
+        assert found.asm["cubin"] and found.metadata.shared <= gpu.SHARED, (kernel.__name__, constants, found.metadata)
         print(f"{kernel.__module__.rpartition('.')[2]}.{kernel.__name__}")
 
     return compile
@@ -62,12 +63,42 @@ def calls():
     for precision in ("highest", "high"):
         torch.set_float32_matmul_precision(precision)
         interaction.pair_rows(torch.zeros(9, 16), ids, first)
+        for width, columns in ((5, 3), (128, 64)):
+            project_and_train(width, columns)
+    for precision, rank, factors in (
+        ("highest", 5, (1, 3, 5)),
+        ("highest", 16, (2, 2, 4)),
+        ("highest", 64, (4, 4, 4)),
+        ("high", 32, (4, 4, 8)),
+    ):
+        torch.set_float32_matmul_precision(precision)
+        multiply_and_train(rank, factors)
     for bits in (8, 4):
         quantized.unpacked_rows(torch.zeros(9, 24, dtype=torch.uint8), ids[0], 16, bits)
 
 
+def multiply_and_train(rank, factors):
+    """Tensor trains: few and many lookups of three cores, and two."""
+    q1, q2, q3 = factors
+    first, middle, last = (torch.zeros(9, width) for width in (q1 * rank, rank * q2 * rank, rank * q3))
+    radices, ids = torch.ones(9, 3, dtype=torch.int64), torch.zeros(4, 9, dtype=torch.int64)
+    tensor_train.multiply([first, middle, last], ids, None, radices, factors)
+    tensor_train.multiply([first, middle, last], ids[0, :2].int(), ids[0, :2].int(), radices, factors)
+    tensor_train.multiply([first, last], ids, None, radices[:, :2], (q1, q3))
+    gradient = torch.zeros(4, 9, q1 * q2 * q3)
+    tensor_train.train([first, middle, last], [], gradient, ids, None, radices, factors, 0.1, 0.0)
+
+
+def project_and_train(width, columns):
+    table, ids, matrices = torch.zeros(9, width), torch.zeros(4, 2, dtype=torch.int64), torch.zeros(2, width, columns)
+    projection.project(table, ids, ids[0] + 4, ids[0], None, matrices)
+    for total in (None, torch.zeros(9)):
+        projection.train(table, total, ids, torch.zeros(4, 2, columns), matrices, 0.1, 0.0)
+
+
 gpu.on_gpu = lambda numbers: True
-gather.on_processor = robe.on_processor = lambda floats: False
+for family in (gather, robe, tensor_train, projection):
+    family.on_processor = lambda floats: False
 JITFunction.__getitem__ = compile_instead
 triton.runtime.driver.set_active(Driver(int(sys.argv[1])))
 calls()

@@ -1,9 +1,11 @@
 """The Triton kernels against plain PyTorch in float64: on a GPU where there is one, else in Triton's interpreter."""
 
+import itertools
 import os
 import re
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketrec import embeddings
-from pocketrec.kernels import gather, gpu, interaction, multiply_shift, native, quantized, robe, universal_hash
+from pocketrec.kernels import (
+    gather,
+    gpu,
+    interaction,
+    multiply_shift,
+    native,
+    projection,
+    quantized,
+    robe,
+    tensor_train,
+    universal_hash,
+)
 from pocketrec.models import DLRM
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,6 +35,7 @@ pytest.importorskip("triton", reason="no triton: pip install 'pocketrec[gpu]'")
 
 EPSILON = torch.finfo(torch.float32).eps
 few = settings(deadline=None, max_examples=12)
+more = settings(deadline=None, max_examples=25)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,7 +43,7 @@ def kernels_are_taken():
     """Operators take them for tensors on a GPU; the interpreter's are in main memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "on_gpu", lambda numbers: numbers.device.type == DEVICE)
-        for family in (gather, robe):
+        for family in (gather, robe, tensor_train, projection):
             patch.setattr(family, "on_processor", lambda floats: False)
         yield
 
@@ -76,6 +90,55 @@ def block_lookups(draw):
     sizes = torch.tensor(sizes, device=DEVICE)
     place = hash_of(kind, features, blocks, seed)
     return array, ids, (*place, sizes, sizes.cumsum(0) - sizes, block_size, own)
+
+
+RANKS = [1, 3, 5, 8, 16, 33]
+FACTORS = [(2, 2, 4), (4, 4, 8), (1, 3, 5), (1, 1, 1), (2, 5, 17)]
+
+
+def cores_of(radices, factors, rank, seed=0):
+    """Cores whose products are of unit size."""
+    draw, ranks = torch.Generator().manual_seed(seed), [1, *[rank] * (len(factors) - 1), 1]
+    widths = [left * q * right for q, (left, right) in zip(factors, itertools.pairwise(ranks), strict=True)]
+    scale = rank ** (-0.5 * (len(factors) - 1) / len(factors))
+    counts = radices.sum(0).tolist()
+    return [(torch.randn(n, w, generator=draw) * scale).to(DEVICE) for n, w in zip(counts, widths, strict=True)]
+
+
+@st.composite
+def train_lookups(draw):
+    """Cores of some tables, ids that repeat and some that ask for nothing, and a gradient."""
+    factors, rank = draw(st.sampled_from(FACTORS)), draw(st.sampled_from(RANKS))
+    radices = torch.tensor(draw(st.lists(st.sampled_from([[3, 2, 2], [1, 1, 1], [1, 4, 5]]), min_size=1, max_size=2)))
+    limits, draw_ = radices.prod(1), torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    batch, few = draw(st.sampled_from([0, 1, 2, 17])), draw(st.sampled_from([1, 100]))
+    ids = torch.randint(-1, few, (batch, len(radices)), generator=draw_) % (limits + 1)
+    ids[-1:] = limits - 1  # the last row
+    ids, tables = torch.where(ids == limits, -1, ids), None
+    if draw(st.booleans()):  # in any order, each with its table
+        order = torch.randperm(ids.numel(), generator=draw_)
+        tables = torch.arange(len(radices)).expand_as(ids).flatten()[order].to(DEVICE)
+        ids = ids.flatten()[order]
+    ids = ids.to(draw(st.sampled_from([torch.int32, torch.int64])))
+    gradient = torch.randn(*ids.shape, prod(factors), generator=draw_).to(DEVICE)
+    place = tensor_train.Place(ids.to(DEVICE), tables, radices.to(DEVICE), factors)
+    return cores_of(radices, factors, rank), place, gradient
+
+
+@st.composite
+def projected_lookups(draw):
+    """Stacked tables, ids that repeat, some matrices, and a gradient."""
+    width, columns = draw(st.sampled_from([1, 3, 16, 33, 64])), draw(st.sampled_from([1, 4, 16, 17]))
+    limits = torch.tensor(draw(st.lists(st.sampled_from([1, 2, 7, 30]), min_size=1, max_size=4)))
+    batch, few = draw(st.sampled_from([0, 1, 9, 40])), draw(st.integers(1, 30))
+    draw_ = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    ids = torch.randint(0, few, (batch, len(limits)), generator=draw_) % limits
+    ids[-1:] = limits - 1  # the last row of every table
+    ids = ids.to(draw(st.sampled_from([torch.int32, torch.int64]))).to(DEVICE)
+    shapes = ((int(limits.sum()), width), (len(limits), width, columns), (batch, len(limits), columns))
+    table, matrices, gradient = (torch.randn(shape, generator=draw_).to(DEVICE) for shape in shapes)
+    limits = limits.to(DEVICE)
+    return table, ids, gather.Tables(limits, limits.cumsum(0) - limits), matrices, gradient
 
 
 def bound(numbers):
@@ -190,6 +253,149 @@ def test_training_of_blocks(lookup, adagrad):
         torch.testing.assert_close(total.double(), exact_total, rtol=1e-4, atol=1e-4)
 
 
+def close(found, exact, terms):
+    """Within the rounding of sums of so many float32 products of unit size."""
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=16 * EPSILON * max(1, terms))
+
+
+def doubled(tensors):
+    return [tensor.double() for tensor in tensors]
+
+
+@given(train_lookups())
+@more
+def test_rows_of_tensor_trains_and_their_gradients(lookup):
+    cores, place, gradient = lookup
+    leaves, exact_leaves = ([core.requires_grad_() for core in some] for some in (cores, doubled(cores)))
+    exact, terms = tensor_train.multiply(exact_leaves, *place), cores[1].shape[1] + place.ids.numel()
+    found = tensor_train.multiply(leaves, *place)
+    close(found, exact, terms)
+    exact.backward(gradient.double())
+    found.backward(gradient)
+    for leaf, exact_leaf in zip(leaves, exact_leaves, strict=True):
+        close(leaf.grad, exact_leaf.grad, terms)
+
+
+@given(train_lookups(), st.booleans())
+@more
+def test_training_of_tensor_trains(lookup, adagrad):
+    cores, place, gradient = lookup
+    totals = [torch.rand(len(core), device=DEVICE) + 0.1 for core in cores] if adagrad else []
+    exact, exact_totals, terms = doubled(cores), doubled(totals), cores[1].shape[1] + place.ids.numel()
+    tensor_train.train(exact, exact_totals, gradient.double(), *place, 0.1, 1e-8)
+    tensor_train.train(cores, totals, gradient, *place, 0.1, 1e-8)
+    for core, right in zip(cores, exact, strict=True):
+        close(core, right, terms)
+    for total, right in zip(totals, exact_totals, strict=True):
+        torch.testing.assert_close(total.double(), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_rows_of_two_cores(rank):
+    radices, factors = torch.tensor([[3, 4], [2, 1]], device=DEVICE), (6, 3)
+    cores, ids = cores_of(radices, factors, rank), torch.tensor([[11, 1], [-1, 0], [5, -1]], device=DEVICE)
+    exact = tensor_train.multiply(doubled(cores), ids, None, radices, factors)
+    close(tensor_train.multiply(cores, ids, None, radices, factors), exact, rank)
+
+
+@pytest.mark.parametrize("wrong", [-1, -(2**40), 12, 2**31, 2**62])
+def test_an_id_outside_its_tensor_train_is_read_as_zeros_and_never_written(wrong):
+    radices, factors = torch.tensor([[3, 2, 2]], device=DEVICE), (2, 2, 4)
+    whole = cores_of(radices * 3, factors, 4)  # what is next to a core must not be read or written
+    cores = [core[n : 2 * n] for core, n in zip(whole, radices[0].tolist(), strict=True)]
+    ids, before = torch.tensor([[11], [wrong], [0]], device=DEVICE), [core.clone() for core in whole]
+    read = tensor_train.multiply(cores, ids, None, radices, factors)
+    assert read[1].count_nonzero() == 0 and read[::2].abs().amin() > 0
+    tensor_train.train(cores, [], torch.ones_like(read), ids, None, radices, factors, 1.0, 0.0)
+    touched = [(after != old).any(1).nonzero().flatten().tolist() for after, old in zip(whole, before, strict=True)]
+    assert touched == [[3, 5], [2, 3], [2, 3]]
+
+
+def test_a_slice_that_is_met_by_several_programs_gives_the_same_bits_every_time(monkeypatch):
+    monkeypatch.setattr(gpu, "PROGRAMS", 3)  # each takes 32 lookups, some at a time
+    radices, factors = torch.tensor([[3, 2, 2]], device=DEVICE), (2, 2, 4)
+    cores, ids = cores_of(radices, factors, 4), (torch.arange(90, device=DEVICE) % 7).unsqueeze(1)
+    ids[20:60] = 4
+    gradient = torch.randn(90, 1, 16, device=DEVICE)
+    first, second = (tensor_train.gradients(gradient, cores, ids, None, radices, factors) for _ in range(2))
+    exact = tensor_train.gradients(gradient.double(), doubled(cores), ids, None, radices, factors)
+    for one, other, right in zip(first, second, exact, strict=True):
+        assert torch.equal(one, other)
+        close(one, right, 90)
+
+
+def test_which_tensor_trains_have_room_on_chip():
+    tiles = gpu.library("tensor_train", torch.ones(1, device=DEVICE)).tiles
+    for rank, factors in itertools.product([1, 8, 16, 32, 64], [(2, 2, 4), (4, 4, 4), (4, 4, 8), (1, 1, 17)]):
+        assert tiles(rank, *factors)["BLOCK_R"] == max(16, rank)
+    assert tiles(4096, 4, 4, 8) is None and tiles(8, 2, 2, 2, 2) is None and tiles(8, 1, 1, 2048) is None
+    radices = torch.tensor([[2, 2, 2]], device=DEVICE)
+    cores, ids = cores_of(radices, (1, 1, 1), 1200), torch.tensor([[7], [0]], device=DEVICE)
+    assert tensor_train.multiply(cores, ids, None, radices, (1, 1, 1)).shape == (2, 1, 1)
+
+
+@given(projected_lookups(), st.booleans())
+@more
+def test_rows_times_matrices_and_their_gradients(lookup, keep):
+    table, ids, tables, matrices, gradient = lookup
+    out, index = projection.project(table, ids, *tables, matrices, keep)
+    assert torch.equal(index, ids + tables.starts) if keep else len(index) == 0
+    trained = (table, matrices)
+    leaves, exact_leaves = ([t.requires_grad_() for t in some] for some in (trained, doubled(trained)))
+    exact, _ = projection.project(exact_leaves[0], ids, *tables, exact_leaves[1])
+    close(out, exact, table.shape[1])
+    exact.backward(gradient.double())
+    projection.project(leaves[0], ids, *tables, leaves[1])[0].backward(gradient)
+    for leaf, exact_leaf in zip(leaves, exact_leaves, strict=True):
+        close(leaf.grad, exact_leaf.grad, gradient.shape[2] * max(1, len(ids)))
+
+
+@given(projected_lookups(), st.booleans())
+@more
+def test_training_of_rows_times_matrices(lookup, adagrad):
+    table, ids, tables, matrices, gradient = lookup
+    total = torch.rand(len(table), device=DEVICE) + 0.1 if adagrad else None
+    exact, exact_total = table.double(), total.double() if adagrad else None
+    index, terms = ids + tables.starts, gradient.shape[2] * max(1, len(ids))
+    right = projection.train(exact, exact_total, index, gradient.double(), matrices.double(), 0.1, 1e-8)
+    close(projection.train(table, total, index, gradient, matrices, 0.1, 1e-8), right, terms)
+    close(table, exact, terms)
+    if adagrad:
+        torch.testing.assert_close(total.double(), exact_total, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("programs", [1, 1000])
+def test_a_matrix_that_is_met_by_several_programs_gives_the_same_bits_every_time(programs, monkeypatch):
+    monkeypatch.setattr(gpu, "PROGRAMS", programs)  # 1 takes 256 rows, some at a time; of many each takes 64
+    ids = torch.arange(200, device=DEVICE)[:, None] * 7 % 90 + torch.tensor([0, 90], device=DEVICE)
+    table, gradient = torch.randn(180, 8, device=DEVICE), torch.randn(200, 2, 4, device=DEVICE)
+    matrices = torch.randn(2, 8, 4, device=DEVICE)
+    first, second = (projection.gradients(gradient, table, ids, matrices) for _ in range(2))
+    exact = projection.gradients(gradient.double(), table.double(), ids, matrices.double())
+    for one, other, right in zip(first, second, exact, strict=True):
+        assert torch.equal(one, other)
+        close(one, right, 200)
+
+
+@pytest.mark.parametrize("wrong", [-1, 4, 2**31, -(2**40), 2**62])
+def test_an_index_outside_is_not_projected_and_never_written(wrong):
+    whole, matrices = torch.ones(12, 8, device=DEVICE), torch.ones(2, 8, 3, device=DEVICE)
+    table, ids = whole[4:8], torch.tensor([[1, 2], [wrong, 3]], device=DEVICE)
+    kernels = gpu.library("projection", table)
+    assert kernels.project(table, ids, matrices).sum(2).tolist() == [[24, 24], [0, 24]]
+    found = projection.train(table, None, ids, torch.ones(2, 2, 3, device=DEVICE), matrices, 1.0, 0.0)
+    assert found[0].tolist() == [[1] * 3] * 8 and found[1].tolist() == [[2] * 3] * 8
+    assert whole.sum(1).tolist() == [8] * 5 + [-16] * 3 + [8] * 4
+
+
+def test_a_matrix_with_no_room_on_chip_takes_plain_pytorch():
+    tables = gather.Tables(*torch.tensor([[3], [0]], device=DEVICE))
+    table, matrices = torch.randn(3, 200, device=DEVICE), torch.randn(1, 200, 100, device=DEVICE)
+    assert gpu.library("projection", table).tiles(200, 100) is None
+    out, _ = projection.project(table, torch.tensor([[2]], device=DEVICE), *tables, matrices)
+    torch.testing.assert_close(out[0, 0], table[2] @ matrices[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [robe.UNIVERSAL, robe.MULTIPLY_SHIFT], ids=["universal", "multiply_shift"])
 def test_signs_and_their_gradient(kind):
     ids, values = torch.randint(0, 2**40, (30, 3), device=DEVICE), torch.rand(30, 3, 13, device=DEVICE) + 1
@@ -284,6 +490,20 @@ def test_operators_are_registered_as_torch_wants_them():
     )
     packed = torch.ops.quantized.embedding_bag_byte_prepack(torch.randn(9, 8)).to(DEVICE)
     torch.library.opcheck(quantized.unpacked_rows.registered, (packed, ids[0], 8, 8))
+
+
+def test_operators_change_only_what_they_say():
+    ids, limits = torch.randint(0, 9, (3, 2), device=DEVICE), torch.tensor([9, 9], device=DEVICE)
+    table, matrices = torch.randn(9, 8, device=DEVICE), torch.randn(2, 8, 3, device=DEVICE)
+    radices, cores = torch.tensor([[2, 3, 2]] * 2, device=DEVICE), cores_of(torch.tensor([[2, 3, 2]] * 2), (2, 1, 3), 3)
+    gradients, place = (table.new_ones(3, 2, width) for width in (3, 6)), (ids, None, radices, [2, 1, 3])
+    for operator, arguments in (
+        (projection.project, (table, ids, limits, limits - limits, None, matrices)),
+        (projection.train, (table, table[:, 0].exp(), ids, next(gradients), matrices, 0.1, 0.0)),
+        (tensor_train.multiply, (cores, *place)),
+        (tensor_train.train, (cores, [core[:, 0].exp() for core in cores], next(gradients), *place, 0.1, 0.0)),
+    ):
+        torch.library.opcheck(operator.registered, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_switched_off_and_other_dtypes_take_plain_pytorch():

@@ -6,7 +6,8 @@
         gradient of the matrices
 
 The C++ multiplies as it reads. To train it sums the gradients of a row that occurs often and multiplies once, in an
-order that the batch alone decides: the same bits for any number of threads. Elsewhere rows are read, then multiplied.
+order that the batch alone decides: the same bits for any number of threads. A GPU's kernels do the same with matrices
+that fit on chip. Elsewhere rows are read, then multiplied.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocketrec.kernels import gather, native
+from pocketrec.kernels import gather, gpu, native
 from pocketrec.kernels.operators import on_processor, operator
 
 
@@ -29,6 +30,9 @@ def _project(
     matrices: Tensor,
     keep: bool = True,
 ) -> tuple[Tensor, Tensor]:
+    if kernels := _kernels(table, matrices):
+        index = gather.stacked(ids, gather.Tables(limits, starts, hash))
+        return kernels.project(table, index, matrices), index if keep else index.new_empty(0)
     functions = _functions(table, matrices)
     if functions is None:
         rows, index = gather.table_rows(table, ids, limits, starts, hash, keep)
@@ -60,6 +64,8 @@ def _train_into(
 ) -> Tensor:
     """Train `target`, which may be the table, by the gradient at the table; return that of the matrices."""
     gradient = gradient.contiguous()
+    if kernels := _kernels(table, matrices, target, gradient):
+        return kernels.train(target, total, table, index, gradient, matrices, *rates)
     functions = _functions(table, matrices) if on_processor(gradient) else None
     if functions is None:
         rows = gather.rows(table, index)
@@ -72,6 +78,11 @@ def _train_into(
     bad = functions.train_projected(*pointers, *shape, *rates, native.threads(index.numel() * width))
     gather.refuse_index(index, bad, table)
     return found
+
+
+def _kernels(table: Tensor, matrices: Tensor, *floats: Tensor) -> Any:
+    kernels = gpu.library("projection", table, matrices, *floats)
+    return kernels if kernels and kernels.tiles(*matrices.shape[1:]) else None
 
 
 def _functions(table: Tensor, matrices: Tensor) -> Any:

@@ -11,7 +11,8 @@ below 0 asks for nothing and gets zeros.
 
 The C++ takes three cores, and reads two. Of three it computes a repeated id once and G_1[i_1] G_2[i_2] once a pair,
 and sums gradients in an order that does not depend on the number of threads: the same bits for any. For some sizes
-(`constants`) it is compiled once more, with loops over matrices of just these.
+(`constants`) it is compiled once more, with loops over matrices of just these. A GPU's kernels, for as many cores and
+ranks that fit on chip, sum in an order of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pocketrec.kernels import gather, native
+from pocketrec.kernels import gather, gpu, native
 from pocketrec.kernels.operators import on_processor, operator
 
 
@@ -57,6 +58,8 @@ def chain(parts: Sequence[Tensor], factors: Sequence[int]) -> list[Tensor]:
 
 def _multiply(cores: Sequence[Tensor], *place: Any) -> Tensor:
     place = Place(*place)
+    if kernels := _kernels(cores, place.factors):
+        return kernels.multiply(cores, *place)
     functions, shape = _functions(cores, place.factors), (*place.ids.shape, prod(place.factors))
     if functions is None or len(cores) not in (2, 3):
         kept, _, parts = _parts(cores, place)
@@ -93,6 +96,8 @@ def _train_into(
     """Train `targets`, which may be the cores, by the gradient at the cores."""
     torch.autograd.graph.increment_version([*targets, *(totals or [])])
     totals, gradient = totals or [None] * len(cores), gradient.contiguous()
+    if len(cores) == 3 and (kernels := _kernels(cores, place.factors, *targets, gradient)):
+        return kernels.train(targets, totals, cores, gradient, *place, lr, eps)
     functions = _functions(cores, place.factors) if len(cores) == 3 and on_processor(gradient) else None
     if functions is None:
         kept, index, parts = _parts(cores, place)
@@ -130,6 +135,11 @@ def _parts(cores: Sequence[Tensor], place: Place) -> tuple[Tensor, Tensor, list[
 def _checked(place: Place, wrong: int) -> None:
     if wrong >= 0:
         raise IndexError(f"id {place.ids.flatten()[wrong].item()} is outside its table")
+
+
+def _kernels(cores: Sequence[Tensor], factors: Sequence[int], *floats: Tensor) -> Any:
+    kernels = gpu.library("tensor_train", *cores, *floats)
+    return kernels if kernels and kernels.tiles(cores[0].shape[1] // factors[0], *factors) else None
 
 
 def _functions(cores: Sequence[Tensor], factors: Sequence[int]) -> Any:

@@ -19,6 +19,11 @@ from torch import Tensor
 
 from pocketrec.kernels import native
 
+LEAST = 16  # rows, columns and terms of a matrix product on a GPU
+SHARED = 96 * 1024  # bytes that a program may keep on chip, on every GPU since compute capability 8.0
+PROGRAMS = 1024  # enough to keep a GPU busy
+LONGEST = 256  # things that one program takes one after another
+
 
 def library(family: str, *floats: Tensor) -> ModuleType | None:
     """Return a family's functions if these numbers are what they take: contiguous, on a GPU, of its `DTYPES`."""
@@ -45,6 +50,17 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
     if programs:
         with torch.cuda.device_of(arguments[0]):
             kernel[(programs,)](*arguments, **constants)
+
+
+def precision() -> str:
+    """Return how exact the matrix products of float32 are that torch allows."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def piece_of(count: int, least: int) -> int:
+    """Return how many of `count` things in a row one program takes, a power of two; it leaves one sum an owner."""
+    each = -(-count // PROGRAMS)
+    return max(least, min(LONGEST, 1 << max(0, each - 1).bit_length()))
 
 
 @cache

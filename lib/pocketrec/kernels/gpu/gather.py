@@ -99,18 +99,16 @@ def _train(
 ):
     i_s = tl.program_id(0).to(tl.int64)
     o_w = tl.arange(0, BLOCK_W)
-    b_step = _segment(p_ends, p_order, p_gradient, i_s, WIDTH, BLOCK_K, BLOCK_W)
     row = tl.load(p_rows + i_s).to(tl.int64)
-    m_row = (row >= 0) & (row < rows)
-    if p_total is not None:
-        total = tl.load(p_total + row, mask=m_row, other=1).to(tl.float32)
-        total += tl.sum(b_step * b_step, 0) / WIDTH
-        tl.store(p_total + row, total, mask=m_row)
-        b_step /= tl.sqrt(total) + eps
-    # [BLOCK_W]
-    m_w = m_row & (o_w < WIDTH)
-    b_row = tl.load(p_table + row * WIDTH + o_w, mask=m_w, other=0).to(tl.float32)
-    tl.store(p_table + row * WIDTH + o_w, b_row - lr * b_step, mask=m_w)
+    if (row >= 0) & (row < rows):
+        b_step = _segment(p_ends, p_order, p_gradient, i_s, WIDTH, BLOCK_K, BLOCK_W)
+        if p_total is not None:
+            total = tl.load(p_total + row).to(tl.float32) + tl.sum(b_step * b_step, 0) / WIDTH
+            tl.store(p_total + row, total)
+            b_step /= tl.sqrt(total) + eps
+        # [BLOCK_W]
+        b_row = tl.load(p_table + row * WIDTH + o_w, mask=o_w < WIDTH, other=0).to(tl.float32)
+        tl.store(p_table + row * WIDTH + o_w, b_row - lr * b_step, mask=o_w < WIDTH)
 
 
 def rows(table: Tensor, index: Tensor) -> Tensor:
@@ -134,20 +132,39 @@ def train_rows(table: Tensor, total: Tensor | None, index: Tensor, gradient: Ten
     """Train rows in place, as `pocketrec.kernels.gather.train_rows` does."""
     if not index.numel():
         return
+    found, *segments = _segments(index, gradient)
+    blocks = _blocks(gradient)
+    launch(_train, len(found), table, total, found, *segments, len(table), lr, eps, **blocks)
+
+
+def sums(index: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the gradients of every index that occurs, [n] and [n, width]: return these, sorted, and float32 sums."""
+    if not index.numel():
+        return index, gradient.float()
+    found, *segments = _segments(index, gradient)
+    out = gradient.new_empty(len(found), gradient.shape[-1], dtype=torch.float32)
+    launch(_sum, len(found), out, *segments, **_blocks(gradient))
+    return found, out
+
+
+def _segments(index: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what occurs in an index, where the gradients of each end, their order, and the gradients."""
     keys, order = index.flatten().sort(stable=True)
     found, lengths = keys.unique_consecutive(return_counts=True)
-    width = table.shape[1]
-    blocks = {"WIDTH": width, "BLOCK_K": GROUP, "BLOCK_W": triton.next_power_of_2(width)}
-    blocks["num_warps"] = min(4, max(1, GROUP * blocks["BLOCK_W"] // 256))
     if int(lengths.max()) > LONG:
         # a row that half of the batch names would keep one program busy long after the others are done
         last = torch.ones_like(keys, dtype=torch.bool)
         last[:-1] = keys[1:] != keys[:-1]
         last[LONG - 1 :: LONG] = True
         ends = last.nonzero().flatten() + 1
-        pieces = gradient.new_empty(len(ends), width, dtype=torch.float32)
-        launch(_sum, len(ends), pieces, ends, order, gradient, **blocks)
+        pieces = gradient.new_empty(len(ends), gradient.shape[-1], dtype=torch.float32)
+        launch(_sum, len(ends), pieces, ends, order, gradient, **_blocks(gradient))
         gradient, order = pieces, torch.arange(len(ends), device=ends.device)
         lengths = keys[ends - 1].unique_consecutive(return_counts=True)[1]
-    ends = lengths.cumsum(0)
-    launch(_train, len(found), table, total, found, ends, order, gradient, len(table), lr, eps, **blocks)
+    return found, lengths.cumsum(0), order, gradient
+
+
+def _blocks(gradient: Tensor) -> dict[str, int]:
+    width = gradient.shape[-1]
+    blocks = {"WIDTH": width, "BLOCK_K": GROUP, "BLOCK_W": triton.next_power_of_2(width)}
+    return blocks | {"num_warps": min(4, max(1, GROUP * blocks["BLOCK_W"] // 256))}

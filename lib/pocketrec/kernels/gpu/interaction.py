@@ -12,11 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pocketrec.kernels.gpu import launch
+from pocketrec.kernels.gpu import LEAST, launch, precision
 from pocketrec.kernels.gpu.robe import place_blocks, where, wrapped
 
 DTYPES = (torch.float32,)
-LEAST = 16  # rows and columns of a matrix product on a GPU
 CHUNK = 32  # more numbers of a vector than that are multiplied in turns
 
 
@@ -132,7 +131,6 @@ def _shape(numbers: Tensor, ids: Tensor, first: Tensor | None) -> tuple[Tensor, 
     """Return where the products go, and the constants that both kernels know."""
     batch, features = ids.shape
     vectors = features + (first is not None)
-    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    shape = {"VECTORS": vectors, "FEATURES": features, "PRECISION": precision}
+    shape = {"VECTORS": vectors, "FEATURES": features, "PRECISION": precision()}
     shape["BLOCK_V"] = max(LEAST, triton.next_power_of_2(vectors))
     return numbers.new_empty(batch, vectors * (vectors - 1) // 2), shape
