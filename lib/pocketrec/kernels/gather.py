@@ -8,22 +8,27 @@
         SGD, total None:       table[r] -= lr G[r]
         row-wise Adagrad:      total[r] += mean(G[r]^2),   table[r] -= lr G[r] / (sqrt(total[r]) + eps)
 
-Training reads each gradient and writes each touched row once; no gradient tensor is made. Every row has one
-writer, which adds in the order of the batch (SGD) or against it (Adagrad): the same bits for any number of threads.
+Rows are float32 or bfloat16; sums, accumulators and updates are float32, and a row of bfloat16 is rounded once.
+
+Training reads each gradient and writes each touched row once; no gradient tensor is made. Every row has one writer,
+which adds in the order of the batch (SGD in float32) or against it (all else): the same bits for any number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from ctypes import CDLL
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketrec.kernels import gpu, native, universal_hash
-from pocketrec.kernels.operators import on_processor, operator
+from pocketrec.kernels import gpu, native, operators, universal_hash
+from pocketrec.kernels.operators import operator
 
+DTYPES = (torch.float32, torch.bfloat16)
+on_processor = partial(operators.on_processor, dtypes=DTYPES)
 INTEGERS = {torch.int32: 4, torch.int64: 8}
 NOWHERE = torch.empty(0, dtype=torch.int64)  # instead of where was read, if that is not kept
 
@@ -94,16 +99,32 @@ def checked(ids: Tensor, limits: Tensor) -> Tensor:
     return check_ids(ids, limits) if ids.is_cpu and not torch.compiler.is_compiling() else ids.long()
 
 
+def _reader(table: Tensor) -> tuple[CDLL | None, int]:
+    """Return the functions that read rows, and how many floats long they take a row to be; None where they do not.
+
+    To read is to copy: two bfloat16 pass for a float, unless one is left over, or they lie across two.
+    """
+    if not on_processor(table):
+        return None, 0
+    width = table.shape[1]
+    if table.dtype is not torch.float32:
+        if width % 2 or table.data_ptr() % 4:
+            return None, 0
+        width //= 2
+    return native.library("gather"), width
+
+
 def _rows(table: Tensor, index: Tensor) -> Tensor:
     if kernels := gpu.library("gather", table):
         return kernels.rows(table, index)
-    functions = native.library("gather") if on_processor(table) else None
+    functions, width = _reader(table)
     if functions is None:
         return F.embedding(index, table)
     index = index.long().contiguous()
     out = table.new_empty(*index.shape, table.shape[1])
     pointers = native.pointers(table, index, out)
-    bad = functions.gather(*pointers, *table.shape, index.numel(), native.threads(out.numel()))
+    count = index.numel()
+    bad = functions.gather(*pointers, len(table), width, count, native.threads(count * width))
     refuse_index(index, bad, table)
     return out
 
@@ -111,7 +132,7 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
 def _table_rows(
     table: Tensor, ids: Tensor, limits: Tensor, starts: Tensor, hash: Tensor | None = None, keep: bool = True
 ) -> tuple[Tensor, Tensor]:
-    functions = native.library("gather") if on_processor(table) else None
+    functions, width = _reader(table)
     if functions is None:
         index = stacked(ids, Tables(limits, starts, hash))
         return _rows(table, index), index if keep else index.new_empty(0)
@@ -120,23 +141,21 @@ def _table_rows(
     out = table.new_empty(batch, features, table.shape[1])
     index = ids.new_empty(batch, features, dtype=torch.int64) if keep else NOWHERE
     pointers = native.pointers(table, ids, limits, starts, hash, index if keep else None, out)
-    shape = (*table.shape, batch, features)
-    bad = functions.gather_tables(*pointers, *shape, size, native.threads(out.numel()))
+    shape = (len(table), width, batch, features)
+    bad = functions.gather_tables(*pointers, *shape, size, native.threads(batch * features * width))
     if bad >= 0:
         refuse(ids, limits, bad)
     return out, index
 
 
 def _sum_rows(gradient: Tensor, index: Tensor, count: int) -> Tensor:
-    width = gradient.shape[-1]
     gradient = gradient.contiguous()
     if kernels := gpu.library("gather", gradient):
         return kernels.sum_rows(gradient, index, count)
-    table = gradient.new_zeros(count, width)
-    functions = native.library("gather") if on_processor(gradient) else None
-    if functions is None:
-        return table.index_add_(0, index.long().flatten(), gradient.view(-1, width))
-    _train(functions.sgd, table, None, index, gradient, -1.0, 0.0)
+    table = gradient.new_zeros(count, gradient.shape[-1])
+    if not _trained(table, None, index, gradient, -1.0, 0.0):
+        wide = table.to(_exact(table))
+        table.copy_(wide.index_add_(0, index.long().flatten(), gradient.view(-1, gradient.shape[-1]).to(wide.dtype)))
     return table
 
 
@@ -145,26 +164,34 @@ def _train_rows(table: Tensor, total: Tensor | None, index: Tensor, gradient: Te
     gradient = gradient.contiguous()
     if kernels := gpu.library("gather", table, gradient):
         return kernels.train_rows(table, total, index, gradient, lr, eps)
-    functions = native.library("gather") if on_processor(table) and on_processor(gradient) else None
-    if functions is None:
+    if not _trained(table, total, index, gradient, lr, eps):
         rows, place = index.long().flatten().unique(return_inverse=True)
-        gradient = gradient.view(-1, table.shape[1])
+        before = table.index_select(0, rows)
+        gradient = gradient.view(-1, table.shape[1]).to(_exact(gradient))
         summed = gradient.new_zeros(len(rows), table.shape[1]).index_add_(0, place, gradient)
         if total is not None:
             total[rows] += summed.square().mean(1)
             summed /= (total[rows].sqrt() + eps).unsqueeze(1)
-        table.index_add_(0, rows, summed, alpha=-lr)
-    else:
-        _train(functions.sgd if total is None else functions.adagrad, table, total, index, gradient, lr, eps)
+        table.index_copy_(0, rows, before.sub(summed, alpha=lr).to(table.dtype))
 
 
-def _train(
-    function: Callable, table: Tensor, total: Tensor | None, index: Tensor, gradient: Tensor, *rates: float
-) -> None:
+def _exact(numbers: Tensor) -> torch.dtype:
+    """Return the type in which such numbers are summed and updated."""
+    return torch.promote_types(numbers.dtype, torch.float32)
+
+
+def _trained(table: Tensor, total: Tensor | None, index: Tensor, gradient: Tensor, *rates: float) -> bool:
+    """Train rows by the C++; return whether there is any for these numbers."""
+    known = on_processor(table) and on_processor(gradient) and (total is None or operators.on_processor(total))
+    functions = native.library("gather") if known else None
+    if functions is None:
+        return False
     index = index.long().contiguous()
-    pointers = native.pointers(table, total, index, gradient)
-    bad = function(*pointers, *table.shape, index.numel(), *rates, native.threads(gradient.numel()))
+    pointers, sizes = native.pointers(table, total, index, gradient), (table.element_size(), gradient.element_size())
+    threads = native.threads(gradient.numel())
+    bad = functions.train(*pointers, *table.shape, index.numel(), *rates, *sizes, threads)
     refuse_index(index, bad, table)
+    return True
 
 
 def refuse_index(index: Tensor, bad: int, table: Tensor) -> None:

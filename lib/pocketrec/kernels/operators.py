@@ -5,7 +5,7 @@ PyTorch. `torch.compile`, `torch.export` and `opcheck` know the operator. Where 
 watches, the function is called directly: torch's dispatch takes about 10 microseconds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,6 @@ def operator(
     return call
 
 
-def on_processor(floats: Tensor) -> bool:
-    """Return whether the C++ takes these numbers: contiguous float32 in main memory."""
-    return floats.is_cpu and floats.dtype is torch.float32 and floats.is_contiguous()
+def on_processor(floats: Tensor, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> bool:
+    """Return whether C++ for numbers of these types takes these: contiguous, in main memory."""
+    return floats.is_cpu and floats.dtype in dtypes and floats.is_contiguous()

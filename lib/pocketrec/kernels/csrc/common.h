@@ -24,9 +24,9 @@ constexpr int AHEAD = 16;  // how many lookups ahead memory is asked for
 inline i64 rows_ahead(i64 width) { return std::clamp<i64>(768 / std::max<i64>(1, width), AHEAD, 48); }
 
 // Asks for the lines of a row, to be read or written.
-template <int WRITE = 0>
-inline void prefetch(const float* row, i64 width) {
-  for (i64 i = 0; i < width; i += 16) __builtin_prefetch(row + i, WRITE, 3);
+template <int WRITE = 0, class T>
+inline void prefetch(const T* row, i64 width) {
+  for (i64 i = 0; i < width; i += 64 / sizeof(T)) __builtin_prefetch(row + i, WRITE, 3);
 }
 
 // Asks for the lines of floats that may start anywhere in their first one.
@@ -35,6 +35,24 @@ inline void prefetch_span(const float* from, i64 width) {
   prefetch<WRITE>(from, width);
   __builtin_prefetch(from + width - 1, WRITE, 3);
 }
+
+// The upper half of a float. What it is made of is rounded to the nearest, of two to the even one.
+struct Bfloat16 {
+  std::uint16_t bits;
+
+  Bfloat16(float x) {
+    u32 all;
+    std::memcpy(&all, &x, sizeof x);
+    bits = std::isnan(x) ? 0x7fc0 : (all + 0x7fff + (all >> 16 & 1)) >> 16;
+  }
+
+  operator float() const {
+    const u32 all = u32(bits) << 16;
+    float x;
+    std::memcpy(&x, &all, sizeof x);
+    return x;
+  }
+};
 
 // Sixteen floats, anywhere; compilers let vectors stand for their elements.
 using Line = float __attribute__((vector_size(64), aligned(4)));
@@ -52,17 +70,18 @@ inline void copy(float* __restrict to, const float* __restrict from, i64 width) 
   }
 }
 
-template <int W>
-inline void add(float* __restrict to, const float* __restrict from, i64 width, float scale = 1) {
-  const i64 n = W ? W : width;
-  if (W && W % 16 == 0) {  // said outright: left to the compiler it became three times slower in places
-    for (i64 i = 0; i < n; i += 16) {
+template <int W, class To, class From>
+inline void add(To* __restrict to, const From* __restrict from, i64 width, float scale = 1) {
+  constexpr bool FLOATS = std::is_same_v<To, float> && std::is_same_v<From, float>;
+  if constexpr (FLOATS && W && W % 16 == 0) {  // said outright: left to the compiler it became three times slower
+    for (i64 i = 0; i < W; i += 16) {
       Line& target = *reinterpret_cast<Line*>(to + i);
       target += scale * *reinterpret_cast<const Line*>(from + i);
     }
-    return;
+  } else {  // of a loop that it has unrolled it makes no vectors where numbers are converted
+    const i64 n = FLOATS && W ? W : width;
+    for (i64 i = 0; i < n; ++i) to[i] = to[i] + scale * from[i];
   }
-  for (i64 i = 0; i < n; ++i) to[i] += scale * from[i];
 }
 
 template <int W>
@@ -210,18 +229,38 @@ inline void with_width(i64 width, F f) {
   }
 }
 
+// Calls f with a number of the type that takes so many bytes: `Bfloat16` or float.
+template <class F>
+inline void with_numbers(int bytes, F f) {
+  return bytes == 2 ? f(Bfloat16(0)) : f(0.0f);
+}
+
 // Carter-Wegman modulo P = 2^61 - 1, exact: the same numbers as kernels/universal_hash.py.
 constexpr u64 P = (u64(1) << 61) - 1;
 
-// Products of 32-bit halves only, and no branch: compilers make vectors of it, which have no wider product.
 inline u64 low(u64 x) { return x & 0xffffffffu; }
 inline u64 high(u64 x) { return x >> 32; }
 
+// From AVX-512 on vectors multiply 64-bit numbers in one instruction; before that one number after the other is
+// sooner done, by the wide product that processors have for single numbers.
+#ifdef __AVX512DQ__
+constexpr bool WIDE_PRODUCTS = false;
+#else
+constexpr bool WIDE_PRODUCTS = true;
+#endif
+using u128 = unsigned __int128;
+
 // (a x + b) mod P, for a and b below P and x below 2^63; 2^61 = 1
 inline u64 multiply_add(u64 a, u64 x, u64 b) {
-  const u64 ones = low(a) * low(x), middle = high(a) * low(x) + low(a) * high(x), top = high(a) * high(x) << 3;
-  // of 2^32 middle the lowest 29 bits move up, all others come round
-  u64 y = (ones & P) + (ones >> 61) + (middle << 35 >> 3) + (middle >> 29) + (top & P) + (top >> 61) + b;
+  u64 y;
+  if (WIDE_PRODUCTS) {
+    const u128 product = static_cast<u128>(a) * x;
+    y = (static_cast<u64>(product) & P) + static_cast<u64>(product >> 61) + b;
+  } else {  // products of 32-bit halves only, and no branch: compilers make vectors of it, which have no wider product
+    const u64 ones = low(a) * low(x), middle = high(a) * low(x) + low(a) * high(x), top = high(a) * high(x) << 3;
+    // of 2^32 middle the lowest 29 bits move up, all others come round
+    y = (ones & P) + (ones >> 61) + (middle << 35 >> 3) + (middle >> 29) + (top & P) + (top >> 61) + b;
+  }
   y = (y & P) + (y >> 61);
   return std::min(y, y - P);
 }
@@ -234,6 +273,10 @@ struct Modulo {
   explicit Modulo(u64 m = 1) : m(m), reciprocal(~u64(0) / m) {}
   Modulo(u64 m, u64 reciprocal) : m(m), reciprocal(reciprocal) {}
   u64 operator()(u64 x) const {
+    if (WIDE_PRODUCTS) {
+      const u64 rest = x - static_cast<u64>((static_cast<u128>(x) * reciprocal) >> 64) * m;
+      return std::min(rest, rest - m);
+    }
     const u64 r = reciprocal, quotient = high(x) * high(r) + high(high(x) * low(r)) + high(low(x) * high(r));
     u64 rest = x - quotient * m;
     rest = std::min(rest, rest - 2 * m);

@@ -1,7 +1,8 @@
 // Rows of a table: read, or trained in place; and ids checked against their tables.
 //
 // Training gives each row to one thread, by a hash of its number, which meets its gradients in an order that the
-// batch alone decides: the same bits for any number of threads.
+// batch alone decides: the same bits for any number of threads. To read moves bytes: rows of any numbers pass for half
+// or twice as many floats.
 #include "common.h"
 
 namespace {
@@ -30,6 +31,68 @@ const u32* mine(const i64* index, i64 rows, i64 n, int thread, int threads, i64&
   }
   count = flagged(flags, n, list);
   return list;
+}
+
+// table[row] -= lr * gradient for the lookups of a list, in its order
+template <int W, class Row, class Gradient>
+void descend(Row* table, const i64* index, const Gradient* gradient, i64 width, const u32* list, i64 count, float lr) {
+  const i64 ahead = rows_ahead(width);
+  for (i64 k = 0; k < count; ++k) {
+    if (k + ahead < count) {
+      prefetch<1>(table + index[list[k + ahead]] * width, width);
+      prefetch(gradient + list[k + ahead] * width, width);
+    }
+    add<W>(table + index[list[k]] * width, gradient + list[k] * width, width, -lr);
+  }
+}
+
+// after[k] = the next lookup of a list whose row is that of lookup k, or NONE.
+constexpr u32 NONE = ~u32(0), DONE = NONE - 1;
+u32* following(const i64* index, const u32* list, i64 count) {
+  u64 places = 64;
+  while (places < 2 * static_cast<u64>(count)) places *= 2;
+  u32* const seen = memory<u32, 1>(places);
+  u32* const after = memory<u32, 2>(count);
+  std::fill(seen, seen + places, NONE);
+  for (i64 k = count - 1; k >= 0; --k) {
+    const i64 row = index[list[k]];
+    u64 at = static_cast<u64>(row) * 0x9E3779B97F4A7C15u >> 20 & (places - 1);
+    while (seen[at] != NONE && index[list[seen[at]]] != row) at = (at + 1) & (places - 1);
+    after[k] = seen[at];
+    seen[at] = static_cast<u32>(k);
+  }
+  return after;
+}
+
+// Trains each row of the lookups of a list once, by the sum of its gradients in float32, and so rounds it once.
+template <int W, class Row, class Gradient>
+void train_once(Row* table, float* total, const i64* index, const Gradient* gradient, i64 width, const u32* list,
+                i64 count, float lr, float eps) {
+  u32* const after = following(index, list, count);
+  float* const sum = memory<float>(width);
+  const i64 ahead = rows_ahead(width);
+  for (i64 k = 0; k < count; ++k) {
+    if (k + ahead < count && after[k + ahead] != DONE) {
+      prefetch<1>(table + index[list[k + ahead]] * width, width);
+      prefetch(gradient + list[k + ahead] * width, width);
+      if (total) prefetch<1>(total + index[list[k + ahead]], 1);
+    }
+    if (after[k] == DONE) continue;
+    const i64 row = index[list[k]];
+    if (after[k] == NONE && !total) {
+      add<W>(table + row * width, gradient + list[k] * width, width, -lr);
+      continue;
+    }
+    std::fill(sum, sum + width, 0.0f);
+    for (u32 j = k; j != NONE;) {
+      add<W>(sum, gradient + list[j] * width, width);
+      const u32 next = after[j];
+      after[j] = DONE;
+      j = next;
+    }
+    if (total) total[row] += square<W>(sum, width) / width;
+    add<W>(table + row * width, sum, width, total ? -lr / (std::sqrt(total[row]) + eps) : -lr);
+  }
 }
 
 }  // namespace
@@ -91,53 +154,29 @@ extern "C" i64 gather_tables(const float* table, const void* at, const i64* limi
   return right ? -1 : tables.first_wrong(batch);
 }
 
-// table[row] -= lr * gradient, in the order of the batch; total and eps are not used. Returns as `gather` does; then
-// nothing has been written.
-extern "C" i64 sgd(float* table, float*, const i64* index, const float* gradient, i64 rows, i64 width, i64 n, float lr,
-                   float, int threads) {
+// Trains the rows of a table, floats or `Bfloat16` (`row_bytes`), by gradients of either (`gradient_bytes`): SGD where
+// total is null, else Adagrad with one accumulator a row, on the summed gradient of each row. Returns as `gather` does;
+// then nothing has been written.
+extern "C" i64 train(void* table, float* total, const i64* index, const void* gradient, i64 rows, i64 width, i64 n,
+                     float lr, float eps, int row_bytes, int gradient_bytes, int threads) {
   std::atomic<bool> right{true};
-  with_width(width, [&](auto w) {
-    constexpr int W = decltype(w)::value;
-    team(threads, [=, &right](int thread, int threads) {
-      i64 count;
-      const i64 ahead = rows_ahead(width);
-      const u32* list = mine(index, rows, n, thread, threads, count, right);
-      for (i64 k = 0; k < count; ++k) {
-        if (k + ahead < count) {
-          prefetch<1>(table + index[list[k + ahead]] * width, width);
-          prefetch(gradient + list[k + ahead] * width, width);
-        }
-        add<W>(table + index[list[k]] * width, gradient + list[k] * width, width, -lr);
-      }
-    });
-  });
-  return right ? -1 : first_outside(index, rows, n);
-}
-
-// Adagrad with one accumulator a row, on the summed gradient of each row. Returns as `sgd` does.
-extern "C" i64 adagrad(float* table, float* total, const i64* index, const float* gradient, i64 rows, i64 width, i64 n,
-                       float lr, float eps, int threads) {
-  std::atomic<bool> right{true};
-  with_width(width, [&](auto w) {
-    constexpr int W = decltype(w)::value;
-    team(threads, [=, &right](int thread, int threads) {
-      static thread_local Groups groups;
-      float* const sum = memory<float>(width);
-      i64 count;
-      const u32* list = mine(index, rows, n, thread, threads, count, right);
-      groups.start(count);
-      for (i64 k = 0; k < count; ++k) groups.add(index[list[k]], list[k]);
-      for (i64 k = 0; k < groups.size(); ++k) {
-        if (k + AHEAD < groups.size()) {
-          prefetch<1>(table + groups.key(k + AHEAD) * width, width);
-          prefetch<1>(total + groups.key(k + AHEAD), 1);
-        }
-        std::fill(sum, sum + width, 0.0f);
-        groups.each(k, [&](i64 j) { add<W>(sum, gradient + j * width, width); });
-        const i64 row = groups.key(k);
-        total[row] += square<W>(sum, width) / width;
-        add<W>(table + row * width, sum, width, -lr / (std::sqrt(total[row]) + eps));
-      }
+  with_numbers(row_bytes, [&](auto row) {
+    with_numbers(gradient_bytes, [&](auto number) {
+      using Row = decltype(row);
+      Row* const to = static_cast<Row*>(table);
+      const auto* from = static_cast<const decltype(number)*>(gradient);
+      with_width(width, [&](auto w) {
+        constexpr int W = decltype(w)::value;
+        team(threads, [=, &right](int thread, int threads) {
+          i64 count;
+          const u32* list = mine(index, rows, n, thread, threads, count, right);
+          if (std::is_same_v<Row, float> && !total) {
+            descend<W>(to, index, from, width, list, count, lr);
+          } else {
+            train_once<W>(to, total, index, from, width, list, count, lr, eps);
+          }
+        });
+      });
     });
   });
   return right ? -1 : first_outside(index, rows, n);
