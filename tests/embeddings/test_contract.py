@@ -319,3 +319,29 @@ def test_training_in_place_is_training_through_autograd(method, table_optimizer)
         trained.append(module.state_dict())
     for name, value in trained[0].items():
         torch.testing.assert_close(value, trained[1][name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("table_optimizer", ["sgd", "adagrad"])
+def test_in_bfloat16(method, table_optimizer, tmp_path):
+    module, ids = make(method).train(), draw_ids(batch=200)
+    exact = module(ids).detach()
+    before = module.storage().training_bytes
+    module = module.bfloat16()
+    # a table is off by half a unit in the last place; products add theirs, and a code may become that of its neighbour
+    layers = 1 if method in ("full", "hashing") else 12
+    assert (module(ids).float() - exact).abs().max() <= layers * 2**-8 * exact.abs().max()
+    integers = sum(t.numel() * t.element_size() for t in module.state_dict().values() if not t.is_floating_point())
+    assert module.storage().training_bytes - integers == (before - integers) / 2
+    optim, losses = TABLE_OPTIMIZERS[table_optimizer](module.parameters(), lr=0.05), []
+    with in_place(module, optim):
+        for _ in range(4):
+            optim.zero_grad()
+            loss = (module(ids).float() - 1).square().mean()
+            loss.mul(10).backward()
+            optim.step()
+            losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    written = embeddings.save(module.deploy(), tmp_path / "e.safetensors")
+    loaded = embeddings.load(tmp_path / "e.safetensors")
+    assert written == module.deploy().storage().inference_bytes
+    assert loaded(ids).dtype == torch.bfloat16 and torch.equal(loaded(ids), module.deploy()(ids))

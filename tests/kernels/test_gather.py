@@ -16,11 +16,12 @@ pytestmark = pytest.mark.skipif(bool(native.problem("gather")), reason=native.pr
 
 WIDTHS = [1, 2, 3, 4, 8, 15, 16, 17, 32, 64, 100, 128]
 EPSILON = torch.finfo(torch.float32).eps
+dtypes = pytest.mark.parametrize("dtype", gather.DTYPES, ids=str)
 
 
 @st.composite
 def lookups(draw):
-    """A table, an index of any shape whose entries repeat, and a gradient."""
+    """A table, an index of any shape whose entries repeat, and a gradient of the type of the table."""
     rows, width = draw(st.sampled_from([1, 2, 7, 1000])), draw(st.sampled_from(WIDTHS))
     shape = draw(st.sampled_from([(0,), (1,), (5,), (700, 3), (4, 26), (9, 2, 4)]))
     few = draw(st.integers(1, rows))
@@ -29,14 +30,20 @@ def lookups(draw):
     index = torch.randint(0, few, shape, generator=seed)
     if index.numel():
         index.view(-1)[-1] = rows - 1  # the last row
-    table = torch.randn(rows, width, generator=seed)
-    gradient = torch.randn(*shape, width, generator=seed)
+    dtype = draw(st.sampled_from(gather.DTYPES))
+    table = torch.randn(rows, width, generator=seed).to(dtype)
+    gradient = torch.randn(*shape, width, generator=seed).to(dtype)
     return table, index.to(draw(st.sampled_from([torch.int32, torch.int64]))), gradient
 
 
 def bound(gradient):
     """Rounding of a sum of that many float32 numbers of unit size."""
     return 4 * EPSILON * max(1, gradient.numel() / gradient.shape[-1]) if gradient.numel() else EPSILON
+
+
+def rounding(dtype):
+    """Half a unit in the last place of a number that was rounded once, relative to it; sums are float32 anyway."""
+    return 1e-5 + (torch.finfo(dtype).eps / 2 if dtype != torch.float32 else 0)
 
 
 @given(lookups())
@@ -51,35 +58,39 @@ def test_rows(lookup):
 def test_gradient(lookup):
     table, index, gradient = lookup
     exact = gather.sum_rows(gradient.double(), index, len(table))
-    torch.testing.assert_close(
-        gather.sum_rows(gradient, index, len(table)).double(), exact, rtol=1e-5, atol=bound(gradient)
-    )
+    summed = gather.sum_rows(gradient, index, len(table))
+    assert summed.dtype == gradient.dtype
+    torch.testing.assert_close(summed.double(), exact, rtol=rounding(summed.dtype), atol=bound(gradient))
     leaf = table.clone().requires_grad_()
     (through_autograd,) = torch.autograd.grad(gather.rows(leaf, index), leaf, gradient)
     assert torch.equal(through_autograd, gather.sum_rows(gradient, index, len(table)))
 
 
-@given(lookups(), st.booleans())
+@given(lookups(), st.sampled_from(gather.DTYPES), st.booleans(), st.booleans())
 @settings(deadline=None)
-def test_training_in_place(lookup, adagrad):
+def test_training_in_place(lookup, dtype, adagrad, on):
     table, index, gradient = lookup
+    gradient = gradient.to(dtype)
     total = torch.rand(len(table)) + 0.1 if adagrad else None
     exact, exact_total = table.double(), total.double() if adagrad else None
     gather.train_rows(exact, exact_total, index, gradient.double(), 0.1, 1e-8)
-    gather.train_rows(table, total, index, gradient, 0.1, 1e-8)
-    torch.testing.assert_close(table.double(), exact, rtol=1e-5, atol=bound(gradient))
+    with contextlib.nullcontext() if on else native.off():
+        gather.train_rows(table, total, index, gradient, 0.1, 1e-8)
+    torch.testing.assert_close(table.double(), exact, rtol=rounding(table.dtype), atol=bound(gradient))
     if adagrad:
         torch.testing.assert_close(total.double(), exact_total, rtol=1e-4, atol=1e-5)
 
 
+@dtypes
 @pytest.mark.parametrize("width", [5, 16])
-def test_the_same_bits_for_any_number_of_threads(width):
-    index, gradient = torch.randint(0, 300, (5000, 4)), torch.randn(5000, 4, width)
+def test_the_same_bits_for_any_number_of_threads(width, dtype):
+    index, gradient = torch.randint(0, 300, (5000, 4)), torch.randn(5000, 4, width).to(dtype)
     index[:2000] = 7  # one row, thousands of times
     results = []
-    for threads in (1, 2, 3, 8):
+    for threads in (1, 2, 3, 4, 8):
         torch.set_num_threads(threads)
-        table, total, plain = torch.ones(300, width), torch.zeros(300), torch.ones(300, width)
+        table, plain = torch.ones(2, 300, width, dtype=dtype)
+        total = torch.zeros(300)
         gather.train_rows(table, total, index, gradient, 0.1, 1e-8)
         gather.train_rows(plain, None, index, gradient, 0.1, 0.0)
         results.append((gather.rows(table, index), total, plain))
@@ -93,6 +104,47 @@ def test_numbers_arrive_bit_by_bit():
     assert read.numpy().tobytes() == table[[1, 0, 1]].numpy().tobytes()
 
 
+def test_bfloat16_of_any_bits_is_read():
+    table = torch.arange(2**16).short().view(torch.bfloat16).view(-1, 16)
+    index = torch.randint(len(table), (9000,))
+    assert torch.equal(gather.rows(table, index).view(torch.int16), table.view(torch.int16)[index])
+    across = torch.randn(1 + 40 * 16).bfloat16()[1:].view(40, 16)  # its pairs lie across two floats
+    assert torch.equal(gather.rows(across, index % 40), across[index % 40])
+
+
+def test_bfloat16_is_rounded_to_the_nearest_as_torch_does():
+    bits = torch.randint(-(2**31), 2**31, (4096, 16), dtype=torch.int32)
+    bits[:512] &= -(2**16)  # what needs no rounding
+    bits[:256] |= 2**15  # in the middle of two
+    bits[-1] = torch.tensor([0x7F800000, 0x7F7FFFFF, 0x7F800001, 1]).repeat(4)  # infinity, almost, no number, almost 0
+    gradient = bits.view(torch.float32)
+    table = torch.full_like(gradient, -0.0, dtype=torch.bfloat16)
+    gather.train_rows(table, None, torch.arange(4096), gradient, -1.0, 0.0)
+    torch.testing.assert_close(table, gradient.bfloat16(), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(table.signbit()[~table.isnan()], gradient.signbit()[~table.isnan()])
+
+
+@pytest.mark.parametrize("on", [True, False], ids=["C++", "plain"])
+def test_rows_of_bfloat16_are_trained_in_float32(on):
+    gradient, index = torch.full((300, 16), 2.0**-8).bfloat16(), torch.ones(300, dtype=torch.long)
+    table, total = torch.ones(2, 16).bfloat16(), torch.ones(2)
+    with contextlib.nullcontext() if on else native.off():
+        gather.train_rows(table, None, index, gradient, -1.0, 0.0)
+        assert torch.equal(gather.sum_rows(gradient, index, 2)[1], torch.full((16,), 300 / 256).bfloat16())
+        # added one by one to 1 in bfloat16, 2^-8 is rounded away, and as a square to the accumulator
+        assert (table[0] == 1).all() and (table[1] == torch.tensor(1 + 300 / 256).bfloat16()).all()
+        gather.train_rows(table, total, index[:1], gradient[:1], 0.0, 0.0)
+    assert total.tolist() == [1, 1 + 2.0**-16]
+
+
+@dtypes
+def test_no_lookup_reads_and_trains_nothing(dtype):
+    table, index = torch.ones(5, 16, dtype=dtype), torch.empty(0, 3, dtype=torch.long)
+    assert gather.rows(table, index).shape == (0, 3, 16)
+    gather.train_rows(table, None, index, torch.empty(0, 3, 16, dtype=dtype), 1.0, 0.0)
+    assert (table == 1).all() and not gather.sum_rows(torch.empty(0, 3, 16, dtype=dtype), index, 5).any()
+
+
 def test_what_is_not_contiguous_is_read_as_it_looks():
     table, index = torch.randn(40, 32)[:, ::2], torch.randint(0, 40, (6, 20)).T
     assert torch.equal(gather.rows(table, index), table[index])
@@ -103,21 +155,23 @@ def test_what_is_not_contiguous_is_read_as_it_looks():
     torch.testing.assert_close(trained.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@dtypes
 @pytest.mark.parametrize("wrong", [-1, 50, 2**40, -(2**40)])
-def test_an_index_outside_raises_and_reads_nothing(wrong):
+def test_an_index_outside_raises_and_reads_nothing(wrong, dtype):
     index = torch.zeros(3000, dtype=torch.long)
     index[2999] = wrong
     with pytest.raises(IndexError, match=f"{wrong} is outside a table of 50 rows"):
-        gather.rows(torch.zeros(50, 16), index)
+        gather.rows(torch.zeros(50, 16, dtype=dtype), index)
 
 
 @pytest.mark.parametrize("wrong", [-1, 50, 2**40, -(2**40)])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_an_index_outside_raises_and_trains_nothing(wrong, threads):
+@dtypes
+def test_an_index_outside_raises_and_trains_nothing(wrong, threads, dtype):
     torch.set_num_threads(threads)
-    index, gradient = torch.zeros(3000, dtype=torch.long), torch.ones(3000, 16)
+    index, gradient = torch.zeros(3000, dtype=torch.long), torch.ones(3000, 16, dtype=dtype)
     index[2999] = wrong
-    table, total = torch.ones(50, 16), torch.ones(50)
+    table, total = torch.ones(50, 16, dtype=dtype), torch.ones(50)
     calls = [
         lambda: gather.sum_rows(gradient, index, 50),
         lambda: gather.train_rows(table, None, index, gradient, 0.1, 0.0),

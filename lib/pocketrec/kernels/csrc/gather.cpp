@@ -5,9 +5,12 @@
 // or twice as many floats.
 #include "common.h"
 
+#include <utility>
+
 namespace {
 
 constexpr i64 PIECE = 2048;  // lookups whose ids are checked before the first of them is read
+constexpr int SOON = 8;      // how many gradients of one row ahead memory is asked for
 
 // out = table[index], which lies inside the table
 void read(const float* table, const i64* index, float* out, i64 width, i64 n) {
@@ -46,36 +49,37 @@ void descend(Row* table, const i64* index, const Gradient* gradient, i64 width, 
   }
 }
 
-// after[k] = the next lookup of a list whose row is that of lookup k, or NONE.
 constexpr u32 NONE = ~u32(0), DONE = NONE - 1;
+
+// after[k] = the next of the lookups of a list that has the row of lookup k, or NONE.
 u32* following(const i64* index, const u32* list, i64 count) {
   u64 places = 64;
   while (places < 2 * static_cast<u64>(count)) places *= 2;
-  u32* const seen = memory<u32, 1>(places);
+  u32* const found = memory<u32, 1>(places);  // the lookup of each row, by open addressing
   u32* const after = memory<u32, 2>(count);
-  std::fill(seen, seen + places, NONE);
+  std::fill(found, found + places, NONE);
   for (i64 k = count - 1; k >= 0; --k) {
     const i64 row = index[list[k]];
-    u64 at = static_cast<u64>(row) * 0x9E3779B97F4A7C15u >> 20 & (places - 1);
-    while (seen[at] != NONE && index[list[seen[at]]] != row) at = (at + 1) & (places - 1);
-    after[k] = seen[at];
-    seen[at] = static_cast<u32>(k);
+    u64 at = (static_cast<u64>(row) * 0x9E3779B97F4A7C15u >> 20) & (places - 1);
+    while (found[at] != NONE && index[list[found[at]]] != row) at = (at + 1) & (places - 1);
+    after[k] = found[at];
+    found[at] = static_cast<u32>(k);
   }
   return after;
 }
 
-// Trains each row of the lookups of a list once, by the sum of its gradients in float32, and so rounds it once.
+// Trains the row of each lookup of a list once: by the sum of its gradients in float32, so that it is rounded once.
 template <int W, class Row, class Gradient>
 void train_once(Row* table, float* total, const i64* index, const Gradient* gradient, i64 width, const u32* list,
                 i64 count, float lr, float eps) {
   u32* const after = following(index, list, count);
   float* const sum = memory<float>(width);
-  const i64 ahead = rows_ahead(width);
   for (i64 k = 0; k < count; ++k) {
-    if (k + ahead < count && after[k + ahead] != DONE) {
-      prefetch<1>(table + index[list[k + ahead]] * width, width);
-      prefetch(gradient + list[k + ahead] * width, width);
-      if (total) prefetch<1>(total + index[list[k + ahead]], 1);
+    // for many at once: so the pages of all are looked up together, and not each before the next is asked for
+    for (i64 j = k + AHEAD; k % AHEAD == 0 && j < std::min(k + 2 * AHEAD, count); ++j) {
+      prefetch<1>(table + index[list[j]] * width, width);
+      prefetch(gradient + list[j] * width, width);
+      if (total) prefetch<1>(total + index[list[j]], 1);
     }
     if (after[k] == DONE) continue;
     const i64 row = index[list[k]];
@@ -84,11 +88,16 @@ void train_once(Row* table, float* total, const i64* index, const Gradient* grad
       continue;
     }
     std::fill(sum, sum + width, 0.0f);
-    for (u32 j = k; j != NONE;) {
+    u32 soon = after[k];
+    const auto look_ahead = [&] {
+      if (soon == NONE) return;
+      prefetch(gradient + list[soon] * width, width);
+      soon = after[soon];
+    };
+    for (int j = 0; j < SOON; ++j) look_ahead();
+    for (u32 j = static_cast<u32>(k); j != NONE; j = std::exchange(after[j], DONE)) {
+      look_ahead();
       add<W>(sum, gradient + list[j] * width, width);
-      const u32 next = after[j];
-      after[j] = DONE;
-      j = next;
     }
     if (total) total[row] += square<W>(sum, width) / width;
     add<W>(table + row * width, sum, width, total ? -lr / (std::sqrt(total[row]) + eps) : -lr);
