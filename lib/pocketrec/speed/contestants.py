@@ -24,7 +24,7 @@ from pocketrec.speed.machine import fill, gather, huge
 
 LR = 0.01
 OURS, PLAIN, COMPILED, LIMIT = "pocketrec", "plain PyTorch", "torch.compile", "limit"
-CONTRACTED = "pocketrec, contracted"
+CONTRACTED, LOWER = "pocketrec, contracted", "pocketrec, bf16 rows"
 UNIQUE = "plain PyTorch, unique ids"
 
 
@@ -175,6 +175,32 @@ def _lookup(module: Embedding, route: str) -> Lookup:
     return Lookup(without_kernels if plain else module, step, expected, trained)
 
 
+def lower(tables: Tables, checked: int = 1 << 14) -> Lookup:
+    """Build the table in bfloat16, whose output and gradient are of that type too.
+
+    It is held against an update in float32 that is rounded once, in which every lookup of up to `checked` has a part.
+    """
+    fits(full_bytes(tables.cardinalities, tables.dim) // 2, tables.device)
+    with undrawn():
+        module = embeddings.build("full", cardinalities=tables.cardinalities, dim=tables.dim)
+    weight = torch.empty(module.table.weight.shape, dtype=torch.bfloat16, device=tables.device)
+    module.table.weight = nn.Parameter(fill(huge(weight)))
+    own, start = _lookup(module.to(tables.device), OURS), tables.offsets
+    change = torch.zeros(min(checked, len(weight)), tables.dim, device=tables.device, requires_grad=True)
+    known: list[Tensor] = []  # a gradient, and what a model in bfloat16 would have handed over in its place
+
+    def step(ids: Tensor, gradient: Tensor) -> None:
+        if not known or known[0] is not gradient:
+            known[:] = gradient, gradient.bfloat16()
+        own.step(ids, known[1])
+
+    def expected(ids: Tensor) -> Tensor:
+        place = (ids + start).unique(return_inverse=True)[1]
+        return (F.embedding(ids + start, weight).float() + F.embedding(place, change)).bfloat16()
+
+    return Lookup(own.forward, step, expected, [change])
+
+
 def quantized(tables: Tables, quantize: str) -> Lookup:
     """Build the table in codes of `quantize`, as it is served; it is not trained."""
     packed = Packed(tables.weight, quantize).to(tables.device)
@@ -312,6 +338,7 @@ def table_contestants(dim: int, full: bool) -> Iterator[Contestant]:
     """Yield what embeds all features, without the rivals from elsewhere."""
     yield Contestant("table", LIMIT, limit)
     yield Contestant("table", OURS, lambda t: ours("full", t))
+    yield Contestant("table", LOWER, lower)
     yield Contestant("table", PLAIN, lambda t: ours("full", t, PLAIN))
     yield Contestant("table", "26 x nn.EmbeddingBag", bags)
     yield Contestant("table", "fused nn.Embedding", fused_embedding)
