@@ -16,8 +16,8 @@ which adds in the order of the batch (SGD in float32) or against it (all else): 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import CDLL
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,6 @@ from pocketrec.kernels import gpu, native, operators, universal_hash
 from pocketrec.kernels.operators import operator
 
 DTYPES = (torch.float32, torch.bfloat16)
-on_processor = partial(operators.on_processor, dtypes=DTYPES)
 INTEGERS = {torch.int32: 4, torch.int64: 8}
 NOWHERE = torch.empty(0, dtype=torch.int64)  # instead of where was read, if that is not kept
 
@@ -99,32 +98,37 @@ def checked(ids: Tensor, limits: Tensor) -> Tensor:
     return check_ids(ids, limits) if ids.is_cpu and not torch.compiler.is_compiling() else ids.long()
 
 
-def _reader(table: Tensor) -> tuple[CDLL | None, int]:
-    """Return the functions that read rows, and how many floats long they take a row to be; None where they do not.
+def on_processor(floats: Tensor) -> bool:
+    """Return whether the C++ takes these numbers."""
+    return operators.on_processor(floats, DTYPES)
+
+
+def _reader(table: Tensor) -> tuple[CDLL | None, Sequence[int]]:
+    """Return the functions that read rows, and the shape in floats that they take a table to have; None for no way.
 
     To read is to copy: two bfloat16 pass for a float, unless one is left over, or they lie across two.
     """
     if not on_processor(table):
-        return None, 0
-    width = table.shape[1]
+        return None, ()
+    shape = table.shape
     if table.dtype is not torch.float32:
+        rows, width = shape
         if width % 2 or table.data_ptr() % 4:
-            return None, 0
-        width //= 2
-    return native.library("gather"), width
+            return None, ()
+        shape = rows, width // 2
+    return native.library("gather"), shape
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:
     if kernels := gpu.library("gather", table):
         return kernels.rows(table, index)
-    functions, width = _reader(table)
+    functions, shape = _reader(table)
     if functions is None:
         return F.embedding(index, table)
     index = index.long().contiguous()
     out = table.new_empty(*index.shape, table.shape[1])
     pointers = native.pointers(table, index, out)
-    count = index.numel()
-    bad = functions.gather(*pointers, len(table), width, count, native.threads(count * width))
+    bad = functions.gather(*pointers, *shape, index.numel(), native.threads(out.numel()))
     refuse_index(index, bad, table)
     return out
 
@@ -132,7 +136,7 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
 def _table_rows(
     table: Tensor, ids: Tensor, limits: Tensor, starts: Tensor, hash: Tensor | None = None, keep: bool = True
 ) -> tuple[Tensor, Tensor]:
-    functions, width = _reader(table)
+    functions, shape = _reader(table)
     if functions is None:
         index = stacked(ids, Tables(limits, starts, hash))
         return _rows(table, index), index if keep else index.new_empty(0)
@@ -141,8 +145,7 @@ def _table_rows(
     out = table.new_empty(batch, features, table.shape[1])
     index = ids.new_empty(batch, features, dtype=torch.int64) if keep else NOWHERE
     pointers = native.pointers(table, ids, limits, starts, hash, index if keep else None, out)
-    shape = (len(table), width, batch, features)
-    bad = functions.gather_tables(*pointers, *shape, size, native.threads(batch * features * width))
+    bad = functions.gather_tables(*pointers, *shape, batch, features, size, native.threads(out.numel()))
     if bad >= 0:
         refuse(ids, limits, bad)
     return out, index
