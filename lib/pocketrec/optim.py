@@ -72,7 +72,8 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     def _total(self, parameter: Tensor, shape: torch.Size) -> Tensor:
         state, initial = self.state[parameter], self.param_groups[0]["initial"]
         if "sum" not in state:
-            state["sum"] = torch.full(shape, initial, dtype=parameter.dtype, device=parameter.device)
+            kind = torch.promote_types(parameter.dtype, torch.float32)  # a sum of squares stands still in bfloat16
+            state["sum"] = torch.full(shape, initial, dtype=kind, device=parameter.device)
         return state["sum"]
 
 
