@@ -225,13 +225,17 @@ class Node:
         here = [f"--node-ip-address={self.address}", f"--temp-dir={self.scratch}"]
         small = [f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=100000000"]
         lean = ["--include-log-monitor=false", *(["--include-dashboard=false"] if "--head" in arguments else [])]
-        done = subprocess.run(
-            [*ray, *here, *small, *lean],
-            env=self.site.environment | {"TMPDIR": str(self.scratch)},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        for _ in range(4):  # Ray gives a node 30 seconds to start, and a busy machine may need more
+            done = subprocess.run(
+                [*ray, *here, *small, *lean],
+                env=self.site.environment | {"TMPDIR": str(self.scratch)},
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+            )
+            if "timed out during startup" not in done.stdout + done.stderr:
+                break
+            self.die()
         assert done.returncode == 0, done.stdout + done.stderr
 
     def call(self, *arguments: str, **environment: str) -> subprocess.Popen:
