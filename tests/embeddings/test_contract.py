@@ -302,10 +302,8 @@ def test_ratio_below_one_is_refused(method):
 
 @pytest.mark.parametrize("table_optimizer", ["sgd", "adagrad"])
 def test_training_in_place_is_training_through_autograd(method, table_optimizer):
-    ids, target = (
-        draw_ids(batch=200),
-        torch.randn(200, len(CARDINALITIES), 1, generator=torch.Generator().manual_seed(0)),
-    )
+    ids, draw = draw_ids(batch=200), torch.Generator().manual_seed(0)
+    target = torch.randn(200, len(CARDINALITIES), 1, generator=draw)
     trained = []
     for update in (in_place, lambda *_: nullcontext()):
         module = make(method).train()

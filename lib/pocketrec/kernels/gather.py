@@ -11,7 +11,7 @@
 Rows are float32 or bfloat16; sums, accumulators and updates are float32, and a row of bfloat16 is rounded once.
 
 Training reads each gradient and writes each touched row once; no gradient tensor is made. Every row has one writer,
-which adds in the order of the batch (SGD in float32) or against it (all else): the same bits for any number of threads.
+which adds in the order of the batch: the same bits for any number of threads.
 """
 
 from __future__ import annotations
