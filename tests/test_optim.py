@@ -47,6 +47,18 @@ def test_adagrad_on_dense_gradients_is_torchs():
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_accumulators_of_bfloat16_go_on_growing(sparse):
+    table = torch.zeros(3, 2, dtype=torch.bfloat16, requires_grad=True)
+    optim = RowwiseAdagrad([table], lr=0.1)
+    for _ in range(600):  # in bfloat16 the sum would stand still at 256
+        optim.zero_grad()
+        F.embedding(torch.tensor([1]), table, sparse=sparse).sum().backward()
+        optim.step()
+    assert optim.state[table]["sum"].dtype == torch.float32
+    assert (optim.state[table]["sum"][1] == 600).all()
+
+
 def test_state_survives_a_round_trip():
     table = torch.randn(6, 4, requires_grad=True)
     optim = RowwiseAdagrad([table])

@@ -177,4 +177,4 @@ def test_batches_take_a_small_part_of_the_time_of_single_samples(root):
         rows = read()
         return (time.perf_counter() - start) / rows
 
-    assert seconds_a_row(samples) > 5 * seconds_a_row(batches)
+    assert seconds_a_row(samples) > 30 * seconds_a_row(batches)
