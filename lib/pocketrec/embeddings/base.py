@@ -192,14 +192,14 @@ class Embedding(nn.Module):
             return ids.long()
         if ids.is_cpu:
             return gather.check_ids(ids, self.limits)
-        ids = ids.long()
-        bad = (ids < 0) | (ids >= self.limits)
-        # a device is asked now and then, since every question waits for its queue; no foreign row meanwhile
-        self._seen_bad = bad.any() if self._seen_bad is None else self._seen_bad | bad.any()
+        if self._seen_bad is None:
+            self._seen_bad = torch.zeros(1, dtype=torch.int32, device=ids.device)
+        checked = gather.noted(ids, self.limits, self._seen_bad)  # no foreign row
+        # a device is asked now and then, since every question waits for its queue, which a CUDA graph cannot
         self._calls += 1
-        if self._calls % 256 == 1:
+        if self._calls % 256 == 1 and not torch.cuda.is_current_stream_capturing():
             self.check_ids()
-        return ids.masked_fill(bad, 0)
+        return checked
 
     def check_ids(self) -> None:
         """Raise `IndexError` if any id seen so far on a GPU lay outside its table."""

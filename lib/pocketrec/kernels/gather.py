@@ -98,6 +98,16 @@ def checked(ids: Tensor, limits: Tensor) -> Tensor:
     return check_ids(ids, limits) if ids.is_cpu and not torch.compiler.is_compiling() else ids.long()
 
 
+def noted(ids: Tensor, limits: Tensor, seen: Tensor) -> Tensor:
+    """Return ids as int64, 0 instead of one outside its table; then `seen`, int32 [1], becomes 1, and nobody waits."""
+    if kernels := gpu.library("ids", limits):
+        return kernels.checked(ids, limits, seen)
+    ids = ids.long()
+    bad = (ids < 0) | (ids >= limits)
+    seen |= bad.any()
+    return ids.masked_fill(bad, 0)
+
+
 def on_processor(floats: Tensor) -> bool:
     """Return whether the C++ takes these numbers."""
     return operators.on_processor(floats, DTYPES)
@@ -136,6 +146,9 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
 def _table_rows(
     table: Tensor, ids: Tensor, limits: Tensor, starts: Tensor, hash: Tensor | None = None, keep: bool = True
 ) -> tuple[Tensor, Tensor]:
+    if kernels := gpu.library("gather", table):
+        ids = ids if hash is None else universal_hash.slot(ids.long(), *hash)
+        return kernels.table_rows(table, ids, starts, keep)
     functions, shape = _reader(table)
     if functions is None:
         index = stacked(ids, Tables(limits, starts, hash))

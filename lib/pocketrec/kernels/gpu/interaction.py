@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pocketrec.kernels.gpu import LEAST, launch, precision
-from pocketrec.kernels.gpu.robe import place_blocks, where, wrapped
+from pocketrec.kernels.gpu.robe import narrowed, place_blocks, small, where, wrapped
 
 DTYPES = (torch.float32,)
-CHUNK = 32  # more numbers of a vector than that are multiplied in turns
+CHUNK = 128  # more numbers of a vector than that are multiplied in turns
 
 
 @triton.jit
@@ -73,30 +73,38 @@ def _blocks(
     PIECES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     STRIDE: tl.constexpr,
+    SMALL: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_Z: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_b = tl.program_id(0).to(tl.int64)
-    o_v = tl.arange(0, BLOCK_V)
+    o_v, o_z = tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_Z)
     o_f = o_v - (VECTORS - FEATURES)
     m_f = (o_f >= 0) & (o_f < FEATURES)
     # [BLOCK_V]
     b_base = tl.load(p_bases + o_f * STRIDE, mask=m_f, other=0)
     b_size = tl.load(p_sizes + o_f * STRIDE, mask=m_f, other=0)
     b_products = tl.zeros([BLOCK_V, BLOCK_V], tl.float32)
-    for d in range(0, PIECES * BLOCK_SIZE, BLOCK_D):
-        o_d = d + tl.arange(0, BLOCK_D)
-        m_d = o_d < PIECES * BLOCK_SIZE
-        # [BLOCK_V, BLOCK_D]
-        m_vectors = m_f[:, None] & m_d
-        o_block = (i_b * FEATURES + o_f[:, None]) * PIECES + o_d // BLOCK_SIZE
-        b_start = tl.load(p_starts + o_block, mask=m_vectors, other=0)
-        b_element, m_inside = wrapped(b_start, b_base[:, None], b_size[:, None], o_d % BLOCK_SIZE)
-        b_vectors = tl.load(p_array + b_element, mask=m_vectors & m_inside, other=0)
+    for c in range(0, PIECES, BLOCK_C):
+        o_c = c + tl.arange(0, BLOCK_C)
+        m_c = o_c < PIECES
+        # [BLOCK_V, BLOCK_C]
+        m_block = m_f[:, None] & m_c
+        b_start = tl.load(p_starts + (i_b * FEATURES + o_f[:, None]) * PIECES + o_c, mask=m_block, other=0)
+        if SMALL:
+            b_start = narrowed(b_start, b_base[:, None], b_size[:, None], BLOCK_Z)
+        # [BLOCK_V, BLOCK_C, BLOCK_Z]
+        m_z = (o_z < BLOCK_SIZE)[None, None, :]
+        b_window, b_length = b_base.to(b_start.dtype)[:, None, None], b_size.to(b_start.dtype)[:, None, None]
+        b_element, m_inside = wrapped(b_start[:, :, None], b_window, b_length, o_z[None, None, :])
+        b_vectors = tl.load(p_array + b_element, mask=m_block[:, :, None] & m_z & m_inside, other=0)
         if p_first is not None:
-            b_first = tl.load(p_first + i_b * PIECES * BLOCK_SIZE + o_d, mask=m_d, other=0)
-            b_vectors = tl.where(o_v[:, None] == 0, b_first, b_vectors)
+            o_first = (i_b * PIECES + o_c[:, None]) * BLOCK_SIZE + o_z
+            b_first = tl.load(p_first + o_first, mask=m_c[:, None] & (o_z < BLOCK_SIZE), other=0)
+            b_vectors = tl.where(o_v[:, None, None] == 0, b_first[None, :, :], b_vectors)
+        b_vectors = b_vectors.reshape(BLOCK_V, BLOCK_C * BLOCK_Z)
         b_products = tl.dot(b_vectors, tl.trans(b_vectors), b_products, input_precision=PRECISION)
     _store(p_out, b_products, i_b, VECTORS, BLOCK_V)
 
@@ -113,7 +121,10 @@ def pair_blocks(array: Tensor, ids: Tensor, first: Tensor | None, *placing: Tens
     """Read blocks and pair them, as `pocketrec.kernels.interaction.pair_blocks` does."""
     starts, (sizes, bases, block_size) = place_blocks(ids, *placing), placing[4:7]
     out, shape = _shape(array, ids, first)
-    shape |= {**where(starts, sizes, block_size), "BLOCK_D": _chunk(starts.shape[2] * block_size)}
+    block_z = triton.next_power_of_2(block_size)
+    # a product of a GPU has 16 terms or more
+    pieces = max(LEAST // block_z, min(CHUNK // block_z, triton.next_power_of_2(starts.shape[2])), 1)
+    shape |= {"SMALL": small(array), **where(starts, sizes, block_size), "BLOCK_C": pieces, "BLOCK_Z": block_z}
     launch(_blocks, len(ids), array, starts, _whole(first), sizes, bases, out, **shape)
     return out
 

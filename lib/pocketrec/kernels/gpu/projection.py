@@ -73,7 +73,7 @@ def _train(
     p_matrices,
     p_sums,
     p_owners,
-    count,
+    p_count,
     piece,
     rows,
     lr,
@@ -89,9 +89,9 @@ def _train(
     m_w, m_d = o_w < WIDTH, o_d < COLUMNS
     o_matrix, m_matrix = o_w[:, None] * COLUMNS + o_d, m_w[:, None] & m_d
     i_p = tl.program_id(0).to(tl.int64)
-    start, end = i_p * piece, tl.minimum((i_p + 1) * piece, count)
+    start, end = i_p * piece, tl.minimum((i_p + 1) * piece, tl.load(p_count))
     while start < end:
-        i_f = tl.load(p_keys + start) // (rows + 2)
+        i_f = tl.load(p_keys + start).to(tl.int64) // (rows + 2)
         stop = tl.minimum(end, tl.load(p_ends + i_f))
         # [BLOCK_W, BLOCK_D]
         b_matrix = tl.load(p_matrices + i_f * (WIDTH * COLUMNS) + o_matrix, mask=m_matrix, other=0)
@@ -99,7 +99,7 @@ def _train(
         for n in range(start, stop, BLOCK_N):
             o_n = n + tl.arange(0, BLOCK_N)
             # [BLOCK_N]
-            b_row = tl.load(p_keys + o_n, mask=o_n < stop, other=0) % (rows + 2) - 1
+            b_row = tl.load(p_keys + o_n, mask=o_n < stop, other=0).to(tl.int64) % (rows + 2) - 1
             m_row = (b_row >= 0) & (b_row < rows)
             # [BLOCK_N, BLOCK_W]
             o_row, m_rows = b_row[:, None] * WIDTH + o_w, m_row[:, None] & m_w
@@ -161,12 +161,13 @@ def train(
     # a number for every row of every table, and for what lies before its rows and behind
     numbers = torch.arange(1, features + 1, device=index.device) * (len(table) + 2)
     keys = index.long().clamp(-1, len(table)) + 1 + (numbers - numbers[0])
-    found, summed = gather.sums(keys, gradient)
-    count, shape = len(found), tiles(width, columns)
-    piece = piece_of(count, shape["BLOCK_N"])
-    programs = triton.cdiv(count, piece)
+    found, summed, count = gather.sums(keys, gradient, features * (len(table) + 2))
+    shape = tiles(width, columns)
+    piece = piece_of(len(found), shape["BLOCK_N"])
+    programs = triton.cdiv(len(found), piece)
     sums = matrices.new_empty(programs + features, width * columns)
     owners = found.new_full((len(sums),), -1)
-    tensors = (table, target, total, found, torch.searchsorted(found, numbers), summed, matrices, sums, owners)
-    launch(_train, programs, *tensors, count, piece, len(table), lr, eps, PRECISION=precision(), **shape)
+    ends = torch.searchsorted(found, numbers.to(found.dtype))
+    tensors = (table, target, total, found, ends, summed, matrices, sums, owners, count)
+    launch(_train, programs, *tensors, piece, len(table), lr, eps, PRECISION=precision(), **shape)
     return gather.sum_rows(sums, owners, features).view_as(matrices)

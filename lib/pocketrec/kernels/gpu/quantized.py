@@ -50,23 +50,23 @@ def _unpack(
     b_index = tl.load(p_index + o_n, mask=m_n, other=-1).to(tl.int64)
     m_row = (b_index >= 0) & (b_index < rows)
     p_row = p_packed + b_index * BYTES
-    m_out = m_n[:, None] & (o_w < WIDTH)
     # [BLOCK_N, BLOCK_W]
     if BITS == 8:
         b_scale, b_offset = _float32(p_row + BYTES - 8, m_row), _float32(p_row + BYTES - 4, m_row)
-        b_code = tl.load(p_row[:, None] + o_w, mask=m_out & m_row[:, None], other=0)
+        b_code = tl.load(p_row[:, None] + o_w, mask=m_row[:, None] & (o_w < WIDTH), other=0)
     else:
         b_scale, b_offset = _float16(p_row + BYTES - 4, m_row), _float16(p_row + BYTES - 2, m_row)
-        b_pair = tl.load(p_row[:, None] + o_w // 2, mask=m_out & m_row[:, None], other=0)
-        b_code = (b_pair >> (o_w % 2 * 4)[None, :].to(tl.uint8)) & 15
+        o_pair = tl.arange(0, BLOCK_W // 2)
+        b_pair = tl.load(p_row[:, None] + o_pair, mask=m_row[:, None] & (2 * o_pair < WIDTH), other=0)
+        b_code = tl.interleave(b_pair & 15, b_pair >> 4)
     b_out = b_code.to(tl.float32) * b_scale[:, None] + b_offset[:, None]
-    tl.store(p_out + o_n[:, None] * WIDTH + o_w, b_out, mask=m_out)
+    tl.store(p_out + o_n[:, None] * WIDTH + o_w, b_out, mask=m_n[:, None] & (o_w < WIDTH))
 
 
 def unpacked_rows(packed: Tensor, index: Tensor, width: int, bits: int) -> Tensor:
     """Read rows as floats: int32 or int64 [k] -> float32 [k, width]; zeros for an index outside."""
     out = packed.new_empty(len(index), width, dtype=torch.float32)
-    block_w = triton.next_power_of_2(width)
+    block_w = max(2, triton.next_power_of_2(width))
     shape = {"WIDTH": width, "BYTES": packed.shape[1], "BITS": bits}
     shape |= {"BLOCK_N": max(1, TILE // block_w), "BLOCK_W": block_w}
     programs = triton.cdiv(len(index), shape["BLOCK_N"])

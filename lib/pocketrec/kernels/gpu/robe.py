@@ -41,6 +41,13 @@ def wrapped(b_start, b_base, b_size, o_z):
 
 
 @triton.jit
+def narrowed(b_start, b_base, b_size, BLOCK_Z: tl.constexpr):
+    """Return starts in 32 bits, before the window for a block that does not start in it."""
+    m_inside = (b_start >= b_base) & (b_start < b_base + b_size)
+    return tl.where(m_inside, b_start, b_base - BLOCK_Z).to(tl.int32)
+
+
+@triton.jit
 def _place(
     p_ids,
     p_table,
@@ -83,6 +90,43 @@ def _place(
 
 
 @triton.jit
+def _blocks(
+    p_starts,
+    p_sizes,
+    p_bases,
+    count,
+    width,
+    FEATURES: tl.constexpr,
+    PIECES: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    SMALL: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_Z: tl.constexpr,
+):
+    """Return where the elements of a program's blocks are in the array, and in the embeddings from its first, and
+    which there are: [BLOCK_N, BLOCK_Z].
+
+    `width` is BLOCK_SIZE, which the compiler is not told: it would give a thread neighbouring numbers of an embedding,
+    which it moves at once, and the array's, of which it cannot, in as many turns; so a warp moves neighbours.
+    """
+    i_p = tl.program_id(0).to(tl.int64)
+    o_n, o_z = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_Z)
+    i_n = i_p * BLOCK_N + o_n
+    m_n, o_f = i_n < count, i_n // PIECES % FEATURES
+    # [BLOCK_N]
+    b_start = tl.load(p_starts + i_n, mask=m_n, other=0)
+    b_base = tl.load(p_bases + o_f * STRIDE, mask=m_n, other=0)
+    b_size = tl.load(p_sizes + o_f * STRIDE, mask=m_n, other=0)
+    if SMALL:
+        b_start = narrowed(b_start, b_base, b_size, BLOCK_Z)
+        b_base, b_size = b_base.to(tl.int32), b_size.to(tl.int32)
+    # [BLOCK_N, BLOCK_Z]
+    b_element, m_inside = wrapped(b_start[:, None], b_base[:, None], b_size[:, None], o_z)
+    return b_element, o_n[:, None] * width + o_z, m_n[:, None] & (o_z < BLOCK_SIZE), m_inside
+
+
+@triton.jit(do_not_specialize=["width"])
 def _read(
     p_array,
     p_starts,
@@ -90,53 +134,46 @@ def _read(
     p_bases,
     p_out,
     count,
+    width,
     FEATURES: tl.constexpr,
     PIECES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     STRIDE: tl.constexpr,
+    SMALL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_Z: tl.constexpr,
 ):
-    o_n, o_z = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_Z)
-    m_n, o_f = o_n < count, o_n // PIECES % FEATURES
-    # [BLOCK_N]
-    b_start = tl.load(p_starts + o_n, mask=m_n, other=0)
-    b_base = tl.load(p_bases + o_f * STRIDE, mask=m_n, other=0)
-    b_size = tl.load(p_sizes + o_f * STRIDE, mask=m_n, other=0)
-    # [BLOCK_N, BLOCK_Z]
-    b_element, m_inside = wrapped(b_start[:, None], b_base[:, None], b_size[:, None], o_z)
-    m_out = m_n[:, None] & (o_z < BLOCK_SIZE)
+    b_element, o_out, m_out, m_inside = _blocks(
+        p_starts, p_sizes, p_bases, count, width, FEATURES, PIECES, BLOCK_SIZE, STRIDE, SMALL, BLOCK_N, BLOCK_Z
+    )
     b_out = tl.load(p_array + b_element, mask=m_out & m_inside, other=0)
-    tl.store(p_out + o_n[:, None] * BLOCK_SIZE + o_z, b_out, mask=m_out)
+    tl.store(p_out + tl.program_id(0).to(tl.int64) * (BLOCK_N * BLOCK_SIZE) + o_out, b_out, mask=m_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def _add(
     p_array,
     p_starts,
-    p_gradient,
     p_sizes,
     p_bases,
+    p_gradient,
     count,
+    width,
     scale,
     FEATURES: tl.constexpr,
     PIECES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     STRIDE: tl.constexpr,
+    SMALL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_Z: tl.constexpr,
 ):
-    o_n, o_z = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_Z)
-    m_n, o_f = o_n < count, o_n // PIECES % FEATURES
-    # [BLOCK_N]
-    b_start = tl.load(p_starts + o_n, mask=m_n, other=0)
-    b_base = tl.load(p_bases + o_f * STRIDE, mask=m_n, other=0)
-    b_size = tl.load(p_sizes + o_f * STRIDE, mask=m_n, other=0)
-    # [BLOCK_N, BLOCK_Z]
-    b_element, m_inside = wrapped(b_start[:, None], b_base[:, None], b_size[:, None], o_z)
-    m_add = m_n[:, None] & (o_z < BLOCK_SIZE) & m_inside
-    b_gradient = tl.load(p_gradient + o_n[:, None] * BLOCK_SIZE + o_z, mask=m_add, other=0)
-    tl.atomic_add(p_array + b_element, b_gradient * scale, mask=m_add, sem="relaxed")
+    b_element, o_out, m_out, m_inside = _blocks(
+        p_starts, p_sizes, p_bases, count, width, FEATURES, PIECES, BLOCK_SIZE, STRIDE, SMALL, BLOCK_N, BLOCK_Z
+    )
+    p_first = p_gradient + tl.program_id(0).to(tl.int64) * (BLOCK_N * BLOCK_SIZE)
+    b_gradient = tl.load(p_first + o_out, mask=m_out & m_inside, other=0)
+    tl.atomic_add(p_array + b_element, b_gradient * scale, mask=m_out & m_inside, sem="relaxed")
 
 
 @triton.jit
@@ -201,8 +238,8 @@ def read_blocks(array: Tensor, ids: Tensor, *placing: Tensor | int | None) -> tu
     """Read blocks and return them with their starts, as `pocketrec.kernels.robe.read_blocks` does."""
     starts, (sizes, bases, block_size) = place_blocks(ids, *placing), placing[4:7]
     out = array.new_empty(*ids.shape, starts.shape[2] * block_size)
-    programs, shape = _tiles(starts, sizes, block_size)
-    launch(_read, programs, array, starts, sizes, bases, out, starts.numel(), **shape)
+    programs, shape = _tiles(array, starts, sizes, block_size)
+    launch(_read, programs, array, starts, sizes, bases, out, starts.numel(), block_size, **shape)
     return out, starts
 
 
@@ -210,8 +247,9 @@ def add_blocks(
     array: Tensor, starts: Tensor, gradient: Tensor, sizes: Tensor, bases: Tensor, block_size: int, scale: float
 ) -> None:
     """Add scaled gradients of blocks to an array, in place."""
-    programs, shape = _tiles(starts, sizes, block_size)
-    launch(_add, programs, array, starts.contiguous(), gradient, sizes, bases, starts.numel(), scale, **shape)
+    programs, shape = _tiles(array, starts, sizes, block_size)
+    tensors = (array, starts.contiguous(), sizes, bases, gradient)
+    launch(_add, programs, *tensors, starts.numel(), block_size, scale, **shape)
 
 
 def adagrad(array: Tensor, total: Tensor, summed: Tensor, lr: float, eps: float) -> None:
@@ -234,9 +272,14 @@ def where(starts: Tensor, sizes: Tensor, block_size: int) -> dict[str, int]:
     return {"FEATURES": features, "PIECES": pieces, "BLOCK_SIZE": block_size, "STRIDE": int(len(sizes) > 1)}
 
 
-def _tiles(starts: Tensor, sizes: Tensor, block_size: int) -> tuple[int, dict[str, int]]:
+def small(array: Tensor) -> bool:
+    """Return whether 32 bits tell all elements apart, also those of a block that is yet to wrap around."""
+    return array.numel() < 2**30
+
+
+def _tiles(array: Tensor, starts: Tensor, sizes: Tensor, block_size: int) -> tuple[int, dict[str, int]]:
     """Return the number of programs over all blocks, and the constants of their kernel."""
     block_z = triton.next_power_of_2(block_size)
     block_n = max(1, TILE // block_z)
-    shape = {**where(starts, sizes, block_size), "BLOCK_N": block_n, "BLOCK_Z": block_z}
+    shape = where(starts, sizes, block_size) | {"SMALL": small(array), "BLOCK_N": block_n, "BLOCK_Z": block_z}
     return triton.cdiv(starts.numel(), block_n), shape
