@@ -193,7 +193,8 @@ class Embedding(nn.Module):
         if ids.is_cpu:
             return gather.check_ids(ids, self.limits)
         if self._seen_bad is None:
-            self._seen_bad = torch.zeros(1, dtype=torch.int32, device=ids.device)
+            with torch.inference_mode(False):
+                self._seen_bad = torch.zeros(1, dtype=torch.int32, device=ids.device)
         checked = gather.noted(ids, self.limits, self._seen_bad)  # no foreign row
         # a device is asked now and then, since every question waits for its queue, which a CUDA graph cannot
         self._calls += 1

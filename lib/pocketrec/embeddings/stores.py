@@ -230,7 +230,7 @@ class Packed(nn.Module):
     def __init__(self, rows: Tensor, quantize: Quantize) -> None:
         super().__init__()
         self.quantize, self.width = quantize, rows.shape[1]
-        self.register_buffer("codes", quantized.pack(rows.detach().float().cpu(), BITS[quantize]))
+        self.register_buffer("codes", quantized.pack(rows.detach().float().cpu(), BITS[quantize]).to(rows.device))
 
     def forward(self, index: Tensor) -> Tensor:
         """Read rows as float32: int64 [k] -> [k, width]."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pocketrec.embeddings.base import full_bytes
 from pocketrec.measure import ROTATED_BATCHES, synchronize, zipf_ids
 from pocketrec.speed import contestants, machine, rivals
 from pocketrec.speed.contestants import LR, Contestant, Lookup, Tables, Unavailable
@@ -29,8 +30,8 @@ from pocketrec.speed.contestants import LR, Contestant, Lookup, Tables, Unavaila
 DIMS, BATCHES, IDS = (16, 64, 128), (1, 64, 2048, 65_536), ("zipf", "uniform")
 QUICK = {"dims": (16,), "batches": (2048,), "ids": IDS}
 FULL = {"dims": DIMS, "batches": BATCHES, "ids": IDS}
-FAMILIES = ("table", "int8", "int4", "hashing", "mlet", "robe", "tensor_train")
-LARGE = ("table", "int8", "int4", "mlet")
+FAMILIES = ("table", "int8", "int4", "hashing", "mlet", "robe", "tensor_train", "pairs")
+LARGE = ("table", "int8", "int4", "mlet", "pairs")
 SMALL_ROTATION = 8
 WORKS = ("forward", "step")
 FOREIGN = 0.1  # cores that others may use while a round runs
@@ -75,7 +76,9 @@ def bench(cardinalities: Sequence[int], options: Options) -> pd.DataFrame:
 
     Columns: family, route, ratio, block_size, hash, rank; dim, batch, ids (`zipf` or `uniform`), work (`forward`
     without gradients, or `step`: forward, backward and SGD); ms, foreign (cores that others used meanwhile),
-    core_to_core_ns, lookups and bytes_moved of one call. What was not timed is one row without ms, with `reason`.
+    core_to_core_ns, lookups, bytes_moved and bytes_needed of one call. The first counts every row that is looked up; the
+    second is the least that a device must move: ids and output, and each number that is touched once, or the
+    gradient and each of these three times as well. What was not timed is one row without ms, with `reason`.
     """
     groups = [("all tables", cardinalities, set(options.families) - {"tensor_train"})]
     groups += [("largest table", [max(cardinalities)], set(options.families) & {"tensor_train"})]
@@ -114,8 +117,8 @@ def _built(contestant: Contestant, tables: Tables) -> Run:
     """Build one way and hold it against the obvious one, in this process and over the memory that is timed."""
     run = Run(contestant)
     try:
-        if contestant.cpu_only and tables.device != "cpu":
-            raise Unavailable("runs on a CPU only")
+        if not tables.device.startswith(contestant.only):
+            raise Unavailable(f"runs on {contestant.only} only")
         lookup = contestant.build(tables)
         problem = wrong(lookup, tables)
     except Unavailable as reason:
@@ -187,13 +190,32 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
         # out, and for a step the gradient in and the numbers read and written again
         "bytes_moved": 4 * tables.dim * lookups * (2 if work == "forward" else 5),
     }
+    unique = _unique(batches[0], tables)
     with torch.inference_mode(work == "forward"):
         taken = rounds(calls, options)
     for round_ in taken:
         for place, ms in round_.ms.items():
             timed[place].samples.append(
-                about | {"ms": ms, "foreign": round_.foreign, "core_to_core_ns": round_.core_to_core_ns}
+                about
+                | {"bytes_needed": _needed(timed[place], tables, batch, unique, work)}
+                | {"ms": ms, "foreign": round_.foreign, "core_to_core_ns": round_.core_to_core_ns}
             )
+
+
+def _unique(ids: Tensor, tables: Tables) -> int:
+    return len((ids + tables.offsets).unique())
+
+
+def _needed(run: Run, tables: Tables, batch: int, unique: int, work: str) -> int:
+    """Return the bytes that a call must move: ids and output, and what it touches; see `bench`."""
+    features, lookup = len(tables.cardinalities), run.lookup
+    held = sum(w.numel() * w.element_size() for w in lookup.weights)
+    size, row = lookup.memory or (held or full_bytes(tables.cardinalities, tables.dim), 4 * tables.dim)
+    touched = min(size, unique * row)
+    paired = run.contestant.family == "pairs"
+    out = 4 * batch * (features * (features - 1) // 2 if paired else features * tables.dim)
+    forward = 8 * batch * features + out + touched
+    return forward if work == "forward" else forward + out + 2 * touched
 
 
 def _call(lookup: Lookup, prepared: Sequence[Any], gradient: Tensor, work: str) -> Callable[[], Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pocketrec import embeddings
 from pocketrec.embeddings.base import Embedding, full_bytes, offsets, undrawn
 from pocketrec.embeddings.stores import Array, Packed, Rows
-from pocketrec.kernels import native, robe
+from pocketrec.kernels import interaction, native, robe
 from pocketrec.optim import SGD
 from pocketrec.speed.machine import fill, gather, huge
 
@@ -26,6 +26,7 @@ LR = 0.01
 OURS, PLAIN, COMPILED, LIMIT = "pocketrec", "plain PyTorch", "torch.compile", "limit"
 CONTRACTED, LOWER = "pocketrec, contracted", "pocketrec, bf16 rows"
 UNIQUE = "plain PyTorch, unique ids"
+APART = "pocketrec, looked up and then paired"
 
 
 class Unavailable(Exception):
@@ -74,6 +75,8 @@ class Lookup:
         expected: ids -> the same output by the obvious route, for checking.
         weights: what `expected` depends on and a step changes.
         prepare: brings ids into the layout that this way wants, before the clock starts.
+        memory: the bytes of all that may be read, and of a row; of `weights` in float32 rows where it is not said.
+        module: the method, where it is one of this project's.
     """
 
     forward: Callable[[Any], Tensor]
@@ -81,6 +84,8 @@ class Lookup:
     expected: Callable[[Tensor], Tensor]
     weights: list[Tensor]
     prepare: Callable[[Tensor], Any] = lambda ids: ids
+    memory: tuple[int, int] | None = None
+    module: Embedding | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class Contestant:
     block_size: int | None = None
     hash: str | None = None
     rank: int | None = None
-    cpu_only: bool = False
+    only: str = ""  # the kind of device that it runs on, cpu or cuda, where it is one
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -172,7 +177,7 @@ def _lookup(module: Embedding, route: str) -> Lookup:
         return without_kernels(ids)
 
     trained = [p for p in module.parameters() if p.requires_grad]
-    return Lookup(without_kernels if plain else module, step, expected, trained)
+    return Lookup(without_kernels if plain else module, step, expected, trained, module=module)
 
 
 def lower(tables: Tables, checked: int = 1 << 14) -> Lookup:
@@ -198,7 +203,7 @@ def lower(tables: Tables, checked: int = 1 << 14) -> Lookup:
         place = (ids + start).unique(return_inverse=True)[1]
         return (F.embedding(ids + start, weight).float() + F.embedding(place, change)).bfloat16()
 
-    return Lookup(own.forward, step, expected, [change])
+    return Lookup(own.forward, step, expected, [change], memory=(2 * weight.numel(), 2 * tables.dim))
 
 
 def quantized(tables: Tables, quantize: str) -> Lookup:
@@ -211,10 +216,27 @@ def quantized(tables: Tables, quantize: str) -> Lookup:
     def forward(ids: Tensor) -> Tensor:
         return packed((ids + start).flatten()).view(*ids.shape, tables.dim)
 
-    def expected(ids: Tensor) -> Tensor:
-        return unpack(packed.codes[(ids + start).flatten()]).view(*ids.shape, tables.dim)
+    def expected(ids: Tensor) -> Tensor:  # torch unpacks on a processor only
+        rows = unpack(packed.codes[(ids + start).flatten()].cpu())
+        return rows.to(tables.device).view(*ids.shape, tables.dim)
 
-    return Lookup(forward, None, expected, [])
+    return Lookup(forward, None, expected, [], memory=(packed.codes.numel(), packed.codes.shape[1]))
+
+
+def paired(name: str, tables: Tables, route: str, **settings: Any) -> Lookup:
+    """Look up for inference and keep the dot products of each sample's vectors: at once, or one after the other."""
+    lookup = ours(name, tables, PLAIN if route == PLAIN else OURS, **settings)
+    module, index = lookup.module, interaction.below_diagonal(len(tables.cardinalities), tables.offsets.device)
+
+    def one_after_the_other(ids: Tensor) -> Tensor:
+        return interaction.pairs(lookup.forward(ids), index)
+
+    def expected(ids: Tensor) -> Tensor:
+        return interaction.pairs(lookup.expected(ids).double(), index).float()
+
+    size = sum(weight.numel() for weight in lookup.weights)
+    forward = module.pairs if route == OURS else one_after_the_other
+    return Lookup(forward, None, expected, [], memory=(4 * size, 4 * tables.dim))
 
 
 def limit(tables: Tables, ratio: float | None = None, block_size: int | None = None) -> Lookup:
@@ -345,13 +367,20 @@ def table_contestants(dim: int, full: bool) -> Iterator[Contestant]:
     yield Contestant("table", "fused nn.EmbeddingBag", fused_bag)
     yield Contestant("table", COMPILED, compiled_rows)
     for codes in ("int8", "int4"):
-        yield Contestant(codes, OURS, lambda t, q=codes: quantized(t, q), cpu_only=True)
+        yield Contestant(codes, OURS, lambda t, q=codes: quantized(t, q))
     for ratio in ROBE_RATIOS if full else (1000,):
         yield Contestant("hashing", OURS, lambda t, r=ratio: ours("hashing", t, ratio=r), ratio)
     yield Contestant("hashing", PLAIN, lambda t: ours("hashing", t, PLAIN, ratio=1000), 1000)
     yield Contestant("mlet", OURS, lambda t: _mlet(t, OURS))
     yield Contestant("mlet", PLAIN, lambda t: _mlet(t, PLAIN))
     yield from _robe_contestants(dim, full)
+    z, hash = min(dim, 32), "multiply_shift"
+    for route in (OURS, APART, PLAIN):
+        yield Contestant("pairs", route, lambda t, way=route: paired("full", t, way), only="cuda")
+        settings = {"ratio": 1000, "block_size": z, "hash": hash}
+        yield Contestant(
+            "pairs", route, lambda t, way=route: paired("robe", t, way, **settings), only="cuda", **settings
+        )
 
 
 def _mlet(tables: Tables, route: str) -> Lookup:
@@ -408,7 +437,8 @@ def _contracted_train(tables: Tables, rank: int) -> Lookup:
         with native.off():
             return train(ids)
 
-    return Lookup(served, None, expected, [])
+    cores = sum(core.weight.numel() for core in served.cores)
+    return Lookup(served, None, expected, [], memory=(4 * cores, 4 * tables.dim))
 
 
 def _train_of_unique_ids(tables: Tables, rank: int) -> Lookup:

@@ -21,6 +21,7 @@ from pocketrec import embeddings, training
 from pocketrec.data import Batch, Dataset
 from pocketrec.embeddings.base import undrawn
 from pocketrec.embeddings.full import Full
+from pocketrec.measure import synchronize
 from pocketrec.models import DLRM
 from pocketrec.optim import in_place, optimizers
 from pocketrec.speed import rivals
@@ -33,6 +34,7 @@ HELD = 64  # batches in memory: more than a cache takes
 BOTTOM, TOP = (512, 256, 64), (512, 256)  # of Criteo-Kaggle's configuration, as `DLRM` has it
 FLOOR, BAGS, REFERENCE = "MLPs only", "26 x nn.EmbeddingBag", "facebookresearch/dlrm"
 COMPILED = "robe, compiled MLPs"
+HOSTED, GRAPH = "full, in main memory", "CUDA graph"
 LOWER = (FLOOR, "full", "robe")  # timed in bf16 as well
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
@@ -102,6 +104,95 @@ def bench(cardinalities: Sequence[int], options: Options, dim: int = 16) -> pd.D
     return pd.DataFrame(frames)
 
 
+def on_gpu(cardinalities: Sequence[int], options: Options, dim: int, batches: Sequence[int]) -> pd.DataFrame:
+    """Time training steps and answers on a GPU, each as torch launches it and as a CUDA graph; columns as of `bench`.
+
+    `answers` are those to many rows at once, one after another without waiting, `request` that to one row until it is
+    there. Products of float32 are TF32, in all ways alike. The table `in main memory` is looked up by the processor,
+    and its rows are sent over; ids and numbers lie on the GPU for all others.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    frames: list[dict[str, Any]] = []
+    try:
+        tables = Tables(cardinalities, dim, options.device)
+        models = {name: model(name, tables) for name in tqdm([FLOOR, BAGS, *METHODS], "models", unit="model")}
+        models[HOSTED] = _hosted(Tables(cardinalities, dim), options.device)
+        for batch, work in [(b, w) for b in batches for w in ("training step", "answers")] + [(1, "request")]:
+            frames += _on_gpu_at(models, cardinalities, batch, work, options)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return pd.DataFrame(frames)
+
+
+def _on_gpu_at(
+    models: dict[str, DLRM], cardinalities: Sequence[int], batch: int, work: str, options: Options
+) -> list[dict[str, Any]]:
+    ids, make = drawn_ids(cardinalities, batch, "zipf", options.device), _training if work[0] == "t" else _request
+    calls = {name: make(m, ids) for name, m in models.items() if name != HOSTED}
+    for name in list(calls):
+        try:
+            calls[f"{name}, {GRAPH}"] = _captured(make, models[name], ids)
+        except RuntimeError as error:  # what waits for the device cannot be captured
+            tqdm.write(f"{name}, {work}, batch {batch:,}: no {GRAPH}: {str(error).strip().partition(chr(10))[0]}")
+            torch.cuda.synchronize()
+    if work[0] != "t":
+        on_host = drawn_ids(cardinalities, batch, "zipf", "cpu", len(ids))
+        calls[HOSTED] = _request(models[HOSTED], on_host, torch.rand(batch, NUM_DENSE, device=options.device))
+    if work == "request":
+        calls = {name: lambda call=call: (call(), synchronize()) for name, call in calls.items()}
+    return [
+        {"embedding": name, "work": work, "batch": batch, "dim": models[FLOOR].embedding.out_dim, "ms": ms}
+        | {"foreign": taken.foreign, "core_to_core_ns": taken.core_to_core_ns}
+        for taken in rounds(calls, options)
+        for name, ms in taken.ms.items()
+    ]
+
+
+def _captured(make: Callable[..., Callable[[], Any]], model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:
+    """Capture what `make` makes as a CUDA graph over ids in one place; return what copies the next there and replays."""
+    held, turn = batches[0].clone(), cycle(batches)
+    call, side = make(model, [held]), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is prepared by a first call, kernels too, must be there
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+
+    def replay() -> None:
+        held.copy_(next(turn))
+        graph.replay()
+
+    return replay
+
+
+class _Hosted(Rival):
+    """The full table in main memory: rows are read by the processor, into pages that a GPU can fetch."""
+
+    def __init__(self, tables: Tables, device: str) -> None:
+        super().__init__()
+        self.cardinalities, self.out_dim, self.device = tuple(tables.cardinalities), tables.dim, device
+        self.full = model("full", tables).embedding
+        self.pages: dict[torch.Size, Tensor] = {}
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.full(ids)
+        if rows.shape not in self.pages:
+            self.pages[rows.shape] = torch.empty_like(rows, pin_memory=True)
+        synchronize()  # the last rows have left
+        return self.pages[rows.shape].copy_(rows).to(self.device, non_blocking=True)
+
+
+def _hosted(tables: Tables, device: str) -> DLRM:
+    embedding = _Hosted(tables, device)
+    network = DLRM(embedding, NUM_DENSE).to(device)
+    embedding.full.to("cpu")
+    return network
+
+
 def model(name: str, tables: Tables, methods: Mapping[str, dict[str, Any]] = METHODS, **mlps: Sequence[int]) -> DLRM:
     """Build a DLRM around an embedding by its name here; every uncompressed one reads the same memory.
 
@@ -136,6 +227,8 @@ def _training(model: DLRM, batches: Sequence[Tensor], lower: torch.dtype | None 
     In a `lower` dtype are the products of the MLPs and of the interaction.
     """
     optims = optimizers(model, table_optimizer="sgd", table_lr=LR, dense_lr=1e-3)
+    for group in optims[-1].param_groups:
+        group["capturable"] = batches[0].is_cuda  # in a CUDA graph Adam counts its steps on the device
     dense = torch.rand(len(batches[0]), NUM_DENSE, device=batches[0].device)
     labels = torch.rand(len(dense), device=dense.device).round()
     turn = cycle(Batch(dense, ids, labels) for ids in batches)
@@ -172,8 +265,10 @@ def _reference(tables: Tables, batches: Sequence[Tensor], folder: Path | None) -
     return {REFERENCE: step}
 
 
-def _request(model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:
-    dense, turn = torch.rand(len(batches[0]), NUM_DENSE, device=batches[0].device), cycle(batches)
+def _request(model: DLRM, batches: Sequence[Tensor], dense: Tensor | None = None) -> Callable[[], Any]:
+    if dense is None:
+        dense = torch.rand(len(batches[0]), NUM_DENSE, device=batches[0].device)
+    turn = cycle(batches)
     return torch.inference_mode()(lambda: model(dense, next(turn)))
 
 

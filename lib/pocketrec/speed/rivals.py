@@ -45,7 +45,7 @@ T3NSOR, TENSORLY = "tt-pytorch", "tensorly-torch"
 
 def table_rivals(dim: int, full: bool, folder: Path | None) -> Iterator[Contestant]:
     """Yield the rivals that embed all features."""
-    yield Contestant("table", "FBGEMM", _fbgemm, cpu_only=True)
+    yield Contestant("table", "FBGEMM", _fbgemm, only="cpu")
     usual = min(dim, 16 if dim < 128 else 32)
     blocks = sorted({z for z in (1, 8, 16, 32, dim) if z <= dim}) if full else [usual]
     for ratio in (10, 1000) if full else (1000,):

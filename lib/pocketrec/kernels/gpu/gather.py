@@ -1,10 +1,9 @@
 """Rows of a table on a GPU; `pocketrec.kernels.gather` has the formulas.
 
 Rows are float32, bfloat16 or float16; sums and updates are float32. To read moves index, rows and output once. To train
-sorts the index; the first place of every row that occurs then has a program, which adds the row's gradients in the
-order of the batch and writes the row once. Rows that occur often are shared out: a program ends with its part of LONG
-places, and a second launch joins the sums. No atomics: the same bits every time. Nothing waits for the device, so that
-a training step can be captured in a CUDA graph.
+sorts the index; a program then adds up some sorted gradients, row by row, and writes each row that lies among them.
+What lies across two programs or more is left as sums, which a second launch joins. No atomics: the same bits every
+time. Nothing waits for the device, so that a training step can be captured in a CUDA graph.
 """
 
 import torch
@@ -16,9 +15,10 @@ from pocketrec.kernels.gpu import launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TILE = 2048  # numbers a program reads at once
-GROUP = 8  # gradients of one row read at once
-LONG = 128  # sorted places that one program sums, at most
-JOINED = 32  # sums of one row read at once
+SUMMED = 2048  # numbers of gradients a program sums at once
+LEAST, MOST = 16, 128  # gradients that it sums
+SUM_WARPS = 1
+JOINED = 64  # sums of parts read at once
 BLOCK = 1024  # places that a program sorts out
 NARROW = 2**31 - 1  # more rows than that need more than 32 bits
 
@@ -82,19 +82,36 @@ def _keys(p_index, p_keys, count, rows, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _finish(p_out, p_total, row, b_sum, lr, eps, STORED: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Update a row by the sum of its gradients, or keep the sum."""
+def _add_up(first_a, sum_a, first_b, sum_b):
+    """Go on with a sum, or with a new one where that is the first of a row."""
+    return first_a | first_b, tl.where(first_b != 0, sum_b, sum_a + sum_b)
+
+
+@triton.jit
+def _finish(
+    p_out,
+    p_total,
+    b_row,
+    b_sum,
+    m_row,
+    lr,
+    eps,
+    STORED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Update rows by the sums of their gradients, [BLOCK] and [BLOCK, BLOCK_W], or keep the sums."""
     o_w = tl.arange(0, BLOCK_W)
-    p_row = p_out + row.to(tl.int64) * WIDTH + o_w
+    o_row, m_out = b_row.to(tl.int64)[:, None] * WIDTH + o_w, m_row[:, None] & (o_w < WIDTH)
     if STORED:
-        tl.store(p_row, b_sum, mask=o_w < WIDTH)
+        tl.store(p_out + o_row, b_sum, mask=m_out)
     else:
-        b_row = tl.load(p_row, mask=o_w < WIDTH, other=0).to(tl.float32)
+        b_before = tl.load(p_out + o_row, mask=m_out, other=0).to(tl.float32)
         if p_total is not None:
-            total = tl.load(p_total + row).to(tl.float32) + tl.sum(b_sum * b_sum, 0) / WIDTH
-            tl.store(p_total + row, total)
-            b_sum /= tl.sqrt(total) + eps
-        tl.store(p_row, b_row - lr * b_sum, mask=o_w < WIDTH)
+            b_total = tl.load(p_total + b_row, mask=m_row, other=1).to(tl.float32) + tl.sum(b_sum * b_sum, 1) / WIDTH
+            tl.store(p_total + b_row, b_total, mask=m_row)
+            b_sum /= (tl.sqrt(b_total) + eps)[:, None]
+        tl.store(p_out + o_row, b_before - lr * b_sum, mask=m_out)
 
 
 @triton.jit
@@ -111,41 +128,31 @@ def _sum(
     lr,
     eps,
     WIDTH: tl.constexpr,
-    LONG: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    i_n = tl.program_id(0).to(tl.int64)
-    o_w = tl.arange(0, BLOCK_W)
-    key, part = tl.load(p_keys + i_n), i_n // LONG
-    first = key != tl.load(p_keys + i_n - 1, mask=i_n > 0, other=-1)
-    if (first | (i_n == part * LONG)) & (key < rows):
-        b_sum = tl.zeros([BLOCK_W], tl.float32)
-        end = tl.minimum((part + 1) * LONG, count)
-        n = i_n
-        while n < end:
-            o_k = n + tl.arange(0, BLOCK_K)
-            m_k = o_k < end
-            # [BLOCK_K]
-            m_k = m_k & (tl.load(p_keys + o_k, mask=m_k, other=-1) == key)
-            b_order = tl.load(p_order + o_k, mask=m_k, other=0)
-            # [BLOCK_K, BLOCK_W]
-            m_gradient = m_k[:, None] & (o_w < WIDTH)
-            b_gradient = tl.load(p_gradient + b_order[:, None] * WIDTH + o_w, mask=m_gradient, other=0)
-            b_sum += tl.sum(b_gradient.to(tl.float32), 0)
-            found = tl.sum(m_k.to(tl.int32), 0)
-            n += found
-            end = tl.where(found < BLOCK_K, n, end)
-        goes_on = tl.load(p_keys + n, mask=n < count, other=-1) == key
-        if first & (goes_on == 0):
-            row = key
-            if p_slots is not None:
-                row = tl.load(p_slots + i_n)
-            _finish(p_out, p_total, row, b_sum, lr, eps, p_slots is not None, WIDTH, BLOCK_W)
-        else:
-            # what began in a part before, and what began here and goes on
-            i_sum = 2 * part + first.to(tl.int64)
-            tl.store(p_parts + i_sum * WIDTH + o_w, b_sum, mask=o_w < WIDTH)
+    part = tl.program_id(0).to(tl.int64)
+    o_k, o_w = part * BLOCK_K + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_W)
+    m_k, m_w = o_k < count, o_w < WIDTH
+    # [BLOCK_K]
+    b_key = tl.load(p_keys + o_k, mask=m_k, other=-1)
+    m_first = b_key != tl.load(p_keys + o_k - 1, mask=m_k & (o_k > 0), other=-1)
+    m_last = b_key != tl.load(p_keys + o_k + 1, mask=o_k + 1 < count, other=-1)
+    b_order = tl.load(p_order + o_k, mask=m_k, other=0)
+    m_k = m_k & (b_key < rows)
+    # [BLOCK_K, BLOCK_W], sums of what came before in this part as well
+    b_gradient = tl.load(p_gradient + b_order[:, None] * WIDTH + o_w, mask=m_k[:, None] & m_w, other=0)
+    b_first = tl.broadcast_to(m_first.to(tl.int32)[:, None], BLOCK_K, BLOCK_W)
+    b_first, b_sum = tl.associative_scan((b_first, b_gradient.to(tl.float32)), 0, _add_up)
+    m_begun, m_end = tl.max(b_first, 1) != 0, m_last | (o_k == part * BLOCK_K + BLOCK_K - 1)
+    # what began in a part before, and what began here and goes on
+    o_part = (2 * part + m_begun.to(tl.int64))[:, None] * WIDTH + o_w
+    m_part = m_k & m_end & ((m_begun & m_last) == 0)
+    tl.store(p_parts + o_part, b_sum, mask=m_part[:, None] & m_w)
+    b_row = b_key
+    if p_slots is not None:
+        b_row = tl.load(p_slots + o_k, mask=m_k, other=0)
+    _finish(p_out, p_total, b_row, b_sum, m_k & m_begun & m_last, lr, eps, p_slots is not None, WIDTH, BLOCK_W)
 
 
 @triton.jit
@@ -160,34 +167,33 @@ def _join(
     lr,
     eps,
     WIDTH: tl.constexpr,
-    LONG: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_J: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
     part = tl.program_id(0).to(tl.int64)
-    o_w, next_ = tl.arange(0, BLOCK_W), (part + 1) * LONG
-    key = tl.load(p_keys + next_ - 1, mask=next_ < count, other=-1)
-    goes_on = tl.load(p_keys + next_, mask=next_ < count, other=-2) == key
-    begins = tl.load(p_keys + part * LONG - 1, mask=part > 0, other=-1) != key
+    o_w, next_ = tl.arange(0, BLOCK_W), (part + 1) * BLOCK_K
+    key = tl.load(p_keys + next_ - 1)
+    goes_on = tl.load(p_keys + next_) == key
+    begins = tl.load(p_keys + part * BLOCK_K - 1, mask=part > 0, other=-1) != key
     if goes_on & begins & (key < rows):
         b_sum = tl.load(p_parts + (2 * part + 1) * WIDTH + o_w, mask=o_w < WIDTH, other=0)
-        n = part + 1
-        end = tl.cdiv(count, LONG).to(tl.int64)
+        n, end = part + 1, tl.cdiv(count, BLOCK_K).to(tl.int64)
         while n < end:
-            o_k = n + tl.arange(0, BLOCK_K)
-            m_k = o_k < end
-            # [BLOCK_K]
-            m_k = m_k & (tl.load(p_keys + o_k * LONG, mask=m_k, other=-1) == key)
-            # [BLOCK_K, BLOCK_W]
-            m_parts = m_k[:, None] & (o_w < WIDTH)
-            b_sum += tl.sum(tl.load(p_parts + 2 * o_k[:, None] * WIDTH + o_w, mask=m_parts, other=0), 0)
-            found = tl.sum(m_k.to(tl.int32), 0)
+            o_j = n + tl.arange(0, BLOCK_J)
+            # [BLOCK_J]
+            m_j = tl.load(p_keys + o_j * BLOCK_K, mask=o_j < end, other=-1) == key
+            # [BLOCK_J, BLOCK_W]
+            o_part = 2 * o_j[:, None] * WIDTH + o_w
+            b_sum += tl.sum(tl.load(p_parts + o_part, mask=m_j[:, None] & (o_w < WIDTH), other=0), 0)
+            found = tl.sum(m_j.to(tl.int32), 0)
             n += found
-            end = tl.where(found < BLOCK_K, n, end)
+            end = tl.where(found < BLOCK_J, n, end)
         row = key
         if p_slots is not None:
             row = tl.load(p_slots + next_)
-        _finish(p_out, p_total, row, b_sum, lr, eps, p_slots is not None, WIDTH, BLOCK_W)
+        b_row, m_row = tl.full([1], 0, tl.int64) + row, tl.full([1], 1, tl.int1)
+        _finish(p_out, p_total, b_row, b_sum[None, :], m_row, lr, eps, p_slots is not None, WIDTH, BLOCK_W)
 
 
 def rows(table: Tensor, index: Tensor) -> Tensor:
@@ -266,11 +272,10 @@ def _summed(
     eps: float,
 ) -> None:
     count, width = len(keys), gradient.shape[-1]
-    blocks = {"WIDTH": width, "LONG": LONG, "BLOCK_W": triton.next_power_of_2(width)}
-    parts = gradient.new_empty(2 * triton.cdiv(count, LONG), width, dtype=torch.float32)
+    block_w = triton.next_power_of_2(width)
+    blocks = {"WIDTH": width, "BLOCK_W": block_w, "BLOCK_K": max(LEAST, min(SUMMED // block_w, MOST))}
+    parts = triton.cdiv(count, blocks["BLOCK_K"])
+    sums = gradient.new_empty(2 * parts, width, dtype=torch.float32)
     rates = (count, limit, lr, eps)
-    warps = min(4, max(1, blocks["BLOCK_W"] // 128))
-    launch(
-        _sum, count, out, total, keys, order, slots, gradient, parts, *rates, BLOCK_K=GROUP, num_warps=warps, **blocks
-    )
-    launch(_join, triton.cdiv(count, LONG) - 1, out, total, keys, slots, parts, *rates, BLOCK_K=JOINED, **blocks)
+    launch(_sum, parts, out, total, keys, order, slots, gradient, sums, *rates, num_warps=SUM_WARPS, **blocks)
+    launch(_join, parts - 1, out, total, keys, slots, sums, *rates, BLOCK_J=JOINED, **blocks)
