@@ -46,9 +46,12 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         """Apply the gradients of rows that were read and multiplied; return that of the matrices."""
         return projection.train(table, self._total(table, table.shape[:1]), index, gradient, matrices, *self._rates())
 
-    def train_blocks(self, array: Tensor, starts: Tensor, gradient: Tensor, windows: robe.Windows) -> None:
+    def train_blocks(
+        self, array: Tensor, starts: Tensor, gradient: Tensor, windows: robe.Windows, ids: Tensor, limits: Tensor
+    ) -> None:
         """Apply the gradients of blocks that were read, element by element; see `kernels.robe`."""
-        robe.train_blocks(array, self._total(array, array.shape), starts, gradient, *windows, *self._rates())
+        total, rates = self._total(array, array.shape), self._rates()
+        robe.train_blocks(array, total, starts, gradient, *windows, *rates, ids, limits)
 
     def train_tensor_train(self, cores: Sequence[Tensor], gradient: Tensor, place: tensor_train.Place) -> None:
         """Apply the gradient of rows of tensor trains, one accumulator a slice; see `kernels.tensor_train`."""
@@ -88,9 +91,11 @@ class SGD(torch.optim.SGD):
         """Apply the gradients of rows that were read and multiplied; return that of the matrices."""
         return projection.train(table, None, index, gradient, matrices, self.param_groups[0]["lr"], 0.0)
 
-    def train_blocks(self, array: Tensor, starts: Tensor, gradient: Tensor, windows: robe.Windows) -> None:
+    def train_blocks(
+        self, array: Tensor, starts: Tensor, gradient: Tensor, windows: robe.Windows, ids: Tensor, limits: Tensor
+    ) -> None:
         """Apply the gradients of blocks that were read; see `kernels.robe`."""
-        robe.train_blocks(array, None, starts, gradient, *windows, self.param_groups[0]["lr"], 0.0)
+        robe.train_blocks(array, None, starts, gradient, *windows, self.param_groups[0]["lr"], 0.0, ids, limits)
 
     def train_tensor_train(self, cores: Sequence[Tensor], gradient: Tensor, place: tensor_train.Place) -> None:
         """Apply the gradient of rows of tensor trains; see `kernels.tensor_train`."""

@@ -48,9 +48,12 @@ def calls():
         table, gradient = torch.zeros(9, width, dtype=dtype), torch.zeros(4, 2, width, dtype=dtype)
         gather.rows(table, ids)
         gather.rows(table[:1], ids[0, :1])
+        for keep in (True, False):
+            gather.table_rows(table, ids, ids[0], ids[0], None, keep)
         for total in (None, torch.zeros(9)):
             gather.train_rows(table, total, ids.int(), gradient, 0.1, 1e-8)
     gather.sum_rows(torch.zeros(1000, 16), often, 9)
+    gather.noted(ids, ids[0], ids[0, :1].int())
     universal_hash.slots(ids, ids[:2], ids[:2], ids[:2])
     array, first = torch.zeros(64), torch.zeros(4, 16)
     for kind, own in itertools.product(range(3), [None, torch.zeros(2, dtype=torch.bool)]):
@@ -60,6 +63,7 @@ def calls():
         interaction.pair_blocks(array, ids, None if own is None else first, *place, sizes, sizes, 8, own)
     for total in (None, array.clone()):
         robe.train_blocks(array, total, starts, out, sizes, sizes, 8, 0.1, 1e-8)
+        robe.train_blocks(array, total, starts, out, sizes, sizes, 8, 0.1, 1e-8, ids, ids[0] + 1)
     for precision in ("highest", "high"):
         torch.set_float32_matmul_precision(precision)
         interaction.pair_rows(torch.zeros(9, 16), ids, first)

@@ -170,6 +170,29 @@ def test_rows(lookup, dtype):
     assert torch.equal(gather.rows(table.to(dtype), index), table.to(dtype)[index.long()])
 
 
+@pytest.mark.parametrize("wrong", [-1, 5, 2**40])
+def test_ids_are_checked_in_passing(wrong):
+    limits, seen = torch.tensor([5, 9], device=DEVICE), torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    good = torch.tensor([[4, 8], [0, 0]], device=DEVICE)
+    assert torch.equal(gather.noted(good.int(), limits, seen), good) and not seen
+    bad = good.clone()
+    bad[1, 0] = wrong
+    with torch.inference_mode():
+        assert gather.noted(bad, limits, seen).tolist() == [[4, 8], [0, 0]] and seen
+
+
+@given(row_lookups(), st.booleans())
+@few
+def test_rows_of_stacked_tables(lookup, keep):
+    table, index, _ = lookup
+    ids = index.reshape(index.shape[0], -1) if index.ndim > 1 else index.unsqueeze(1)
+    starts = torch.arange(ids.shape[1], device=DEVICE) % 2
+    stacked = torch.cat([table, table[:1]])
+    out, kept = gather.table_rows(stacked, ids, torch.full_like(starts, len(table)), starts, None, keep)
+    assert torch.equal(out, stacked[ids.long() + starts])
+    assert torch.equal(kept, ids + starts) if keep else len(kept) == 0
+
+
 @given(row_lookups())
 @few
 def test_gradient_of_rows(lookup):
@@ -243,28 +266,30 @@ def test_blocks(lookup):
     assert torch.equal(starts, exact_starts) and torch.equal(out.double(), exact)
 
 
-@given(block_lookups())
+@given(block_lookups(), st.booleans())
 @few
-def test_gradient_of_blocks(lookup):
+def test_gradient_of_blocks(lookup, known):
     array, ids, where = lookup
+    limits = torch.full_like(ids[0], 60) if known and len(ids) else None
     exact, leaf = array.double().requires_grad_(), array.clone().requires_grad_()
-    expected, read = (robe.read_blocks(numbers, ids, *where)[0] for numbers in (exact, leaf))
+    expected, read = (robe.read_blocks(numbers, ids, *where, limits)[0] for numbers in (exact, leaf))
     gradient = torch.randn_like(read)
     expected.backward(gradient.double())
     read.backward(gradient)
     torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=1e-5, atol=bound(gradient))
 
 
-@given(block_lookups(), st.booleans())
+@given(block_lookups(), st.booleans(), st.booleans())
 @few
-def test_training_of_blocks(lookup, adagrad):
+def test_training_of_blocks(lookup, adagrad, known):
     array, ids, where = lookup
+    which = (ids, torch.full_like(ids[0], 60)) if known and len(ids) else ()
     out, starts = robe.read_blocks(array, ids, *where)
     gradient, windows = torch.randn_like(out), where[4:7]
     total = torch.rand_like(array) + 0.1 if adagrad else None
     exact, exact_total = array.double(), total.double() if adagrad else None
     robe.train_blocks(exact, exact_total, starts, gradient.double(), *windows, 0.1, 1e-8)
-    robe.train_blocks(array, total, starts, gradient, *windows, 0.1, 1e-8)
+    robe.train_blocks(array, total, starts, gradient, *windows, 0.1, 1e-8, *which)
     torch.testing.assert_close(array.double(), exact, rtol=1e-5, atol=bound(gradient))
     if adagrad:
         torch.testing.assert_close(total.double(), exact_total, rtol=1e-4, atol=1e-4)

@@ -176,12 +176,12 @@ class _TrainedBlocks(torch.autograd.Function):
         trainer: Any,
     ) -> Tensor:
         out, ctx.starts = robe.read_blocks(weight, ids, *place, *windows, own, limits)
-        ctx.weight, ctx.windows, ctx.trainer = weight, windows, trainer
+        ctx.weight, ctx.windows, ctx.which, ctx.trainer = weight, windows, (ids, limits), trainer
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
-        ctx.trainer.train_blocks(ctx.weight, ctx.starts, gradient, ctx.windows)
+        ctx.trainer.train_blocks(ctx.weight, ctx.starts, gradient, ctx.windows, *ctx.which)
         return (None,) * 7
 
 

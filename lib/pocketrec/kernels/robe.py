@@ -118,16 +118,33 @@ def _read(
     return out, start
 
 
-def _sum(gradient: Tensor, starts: Tensor, sizes: Tensor, bases: Tensor, block_size: int, count: int) -> Tensor:
+def _sum(
+    gradient: Tensor,
+    starts: Tensor,
+    sizes: Tensor,
+    bases: Tensor,
+    block_size: int,
+    count: int,
+    ids: Tensor | None = None,
+    limits: Tensor | None = None,
+) -> Tensor:
     array = gradient.new_zeros(count)
-    _add(array, starts, gradient.contiguous(), Windows(sizes, bases, block_size), 1.0)
+    _add(array, starts, gradient.contiguous(), Windows(sizes, bases, block_size), 1.0, ids, limits)
     return array
 
 
-def _add(array: Tensor, starts: Tensor, gradient: Tensor, windows: Windows, scale: float) -> None:
+def _add(
+    array: Tensor,
+    starts: Tensor,
+    gradient: Tensor,
+    windows: Windows,
+    scale: float,
+    ids: Tensor | None,
+    limits: Tensor | None,
+) -> None:
     """Add scaled gradients of blocks to an array, in place."""
     if kernels := gpu.library("robe", array, gradient):
-        return kernels.add_blocks(array, starts, gradient, *windows, scale)
+        return kernels.add_blocks(array, starts, gradient, *windows, scale, ids, limits)
     functions = native.library("robe") if on_processor(array) and on_processor(gradient) else None
     if functions is None:
         array.index_add_(0, elements(starts, windows).flatten(), gradient.flatten(), alpha=scale)
@@ -148,14 +165,16 @@ def _train(
     block_size: int,
     lr: float,
     eps: float,
+    ids: Tensor | None = None,
+    limits: Tensor | None = None,
 ) -> None:
     torch.autograd.graph.increment_version([array] if total is None else [array, total])
     gradient, windows = gradient.contiguous(), Windows(sizes, bases, block_size)
     functions = native.library("robe") if on_processor(array) and on_processor(gradient) else None
     if total is None:
-        _add(array, starts, gradient, windows, -lr)
+        _add(array, starts, gradient, windows, -lr, ids, limits)
     elif kernels := gpu.library("robe", array, total, gradient):
-        kernels.adagrad(array, total, _sum(gradient, starts, *windows, len(array)), lr, eps)
+        kernels.adagrad(array, total, _sum(gradient, starts, *windows, len(array), ids, limits), lr, eps)
     elif functions is None:
         summed = _sum(gradient, starts, *windows, len(array))
         total.addcmul_(summed, summed)
@@ -208,21 +227,29 @@ read_blocks = operator(
         array.new_empty(*ids.shape, piece.shape[0] * block_size),
         ids.new_empty((*ids.shape, piece.shape[0]) if keep else (0,), dtype=torch.int64),
     ),
-    backward=lambda ctx, gradient, _: (sum_blocks(gradient, ctx.starts, *ctx.windows, ctx.count), *[None] * 11),
+    backward=lambda ctx, gradient, _: (
+        sum_blocks(gradient, ctx.starts, *ctx.windows, ctx.count, *ctx.which),
+        *[None] * 11,
+    ),
     save=lambda ctx, inputs, output: ctx.__dict__.update(
-        starts=gather.kept(output[1], inputs[1]), windows=inputs[6:9], count=inputs[0].shape[0]
+        starts=gather.kept(output[1], inputs[1]),
+        windows=inputs[6:9],
+        count=inputs[0].shape[0],
+        which=(inputs[1], inputs[10]),
     ),
 )
-# sum_blocks(gradient, starts, *Windows, count) -> the array's gradient [count]
+# sum_blocks(gradient, starts, *Windows, count, ids, limits) -> the array's gradient [count]; a GPU that is told which
+# ids were read, and how many each feature has, sums the gradients of those that occur often first
 sum_blocks = operator(
-    f"sum_blocks(Tensor gradient, Tensor starts, {_WINDOWS}, SymInt count) -> Tensor",
+    f"sum_blocks(Tensor gradient, Tensor starts, {_WINDOWS}, SymInt count, Tensor? ids=None, Tensor? limits=None) "
+    "-> Tensor",
     _sum,
-    lambda gradient, starts, sizes, bases, block_size, count: gradient.new_empty(count),
+    lambda gradient, starts, sizes, bases, block_size, count, ids=None, limits=None: gradient.new_empty(count),
 )
 # train_blocks: `gather.train_rows` for blocks; Adagrad's `total` has one number an element
 train_blocks = operator(
     f"train_blocks(Tensor(a!) array, Tensor(b!)? total, Tensor starts, Tensor gradient, {_WINDOWS}, float lr, "
-    "float eps) -> ()",
+    "float eps, Tensor? ids=None, Tensor? limits=None) -> ()",
     _train,
     lambda *_: None,
 )

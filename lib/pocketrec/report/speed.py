@@ -20,7 +20,8 @@ from pocketrec.report.plots import ALARM, FULL, INK, MUTED, colour, house_style,
 
 REFERENCE = "facebookresearch/dlrm"
 OURS, PLAIN, LIMIT, BAGS, FBGEMM, CCE = "pocketrec", "plain PyTorch", "limit", "26 x nn.EmbeddingBag", "FBGEMM", "cce"
-CONTRACTED = "pocketrec, contracted"
+CONTRACTED, APART = "pocketrec, contracted", "pocketrec, looked up and then paired"
+HOSTED, GRAPH = "full, in main memory", "CUDA graph"
 FUSED = "fused nn.Embedding"
 TORCH = [BAGS, FUSED, "fused nn.EmbeddingBag"]
 VERSIONS = ("there", "here")
@@ -41,6 +42,11 @@ class Speed:
 
     def __post_init__(self) -> None:
         self.medians = medians(self.samples)
+        self.medians["share_of_copy"] = self.medians.pop("gb_s_needed") / self.machine.get("copy_gb_s", float("nan"))
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.machine.get("device", "cpu") != "cpu"
 
 
 def load(folder: str | Path) -> Speed:
@@ -58,8 +64,12 @@ def load(folder: str | Path) -> Speed:
 
 
 def medians(samples: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a way and point: ms, p20, p80, ns_per_lookup, gb_s, disturbed (share of samples), samples."""
+    """Return one row a way and point: ms, p20, p80, ns_per_lookup, gb_s, disturbed (share of samples), samples.
+
+    gb_s counts every row that is looked up, gb_s_needed what must move at the least.
+    """
     timed = samples[samples["ms"].notna()]
+    timed = timed.reindex(columns=[*timed.columns, *({"bytes_needed", "launch"} - {*timed.columns})])
     groups = timed.groupby([*WAY, *POINT], dropna=False)
     table = groups.agg(
         ms=("ms", "median"),
@@ -67,11 +77,14 @@ def medians(samples: pd.DataFrame) -> pd.DataFrame:
         p80=("ms", lambda ms: ms.quantile(0.8)),
         lookups=("lookups", "first"),
         bytes_moved=("bytes_moved", "first"),
+        bytes_needed=("bytes_needed", "first"),
+        launch=("launch", "first"),
         disturbed=("foreign", lambda cores: (cores > FOREIGN).mean()),
         samples=("ms", "size"),
     ).reset_index()
     table["ns_per_lookup"] = table["ms"] * 1e6 / table["lookups"]
     table["gb_s"] = table["bytes_moved"] / table["ms"] / 1e6
+    table["gb_s_needed"] = table["bytes_needed"] / table["ms"] / 1e6
     return table.drop(columns=["lookups", "bytes_moved"]).assign(share_of_limit=_shares(table))
 
 
@@ -101,9 +114,11 @@ def state(speed: Speed) -> pd.Series:
 
 def times(speed: Speed, **where: Any) -> pd.DataFrame:
     """Return the medians at some points for people, columns that say nothing left out."""
-    table = _where(speed.medians, where).drop(columns=list(where))
+    table = _where(speed.medians, where).drop(columns=[*where, "bytes_needed"])
     shown = table.dropna(axis=1, how="all").sort_values(["family", "work", "ms"], ignore_index=True)
-    return shown.round({"ms": 4, "p20": 4, "p80": 4, "ns_per_lookup": 2, "gb_s": 1, "share_of_limit": 2})
+    return shown.round(
+        {"ms": 4, "p20": 4, "p80": 4, "ns_per_lookup": 2, "gb_s": 1, "share_of_limit": 2, "share_of_copy": 2}
+    )
 
 
 def _where(table: pd.DataFrame, where: dict[str, Any]) -> pd.DataFrame:
@@ -175,11 +190,7 @@ def _bars() -> Iterable[Bar]:
 
 def bars(speed: Speed) -> pd.DataFrame:
     """Return every bar: what it asks, what was measured, and `reached`, `not reached` or `not measured`."""
-    rows = [(bar.text, "at least", bar.need, bar.measured(speed.medians), "times") for bar in _bars()]
-    one = _where(speed.medians, {"family": "robe", "route": OURS, "dim": 16, "batch": 1, "work": "forward"})
-    slowest = one[one["block_size"] == 16]["ms"].max() * 1e3 if len(one) else None
-    rows.append(("ROBE-16, a lookup of 26 features from Python", "at most", 10.0, slowest, "µs"))
-    rows += list(_model_bars(speed.dlrm))
+    rows = list(_gpu_bars(speed)) if speed.on_gpu else list(_cpu_bars(speed))
     table = pd.DataFrame(rows, columns=["bar", "asks", "need", "measured", "unit"])
     reached = (table["measured"] >= table["need"]).where(
         table["asks"] == "at least", table["measured"] <= table["need"]
@@ -188,6 +199,65 @@ def bars(speed: Speed) -> pd.DataFrame:
         table["measured"].notna(), "not measured"
     )
     return table.round({"measured": 2})
+
+
+def _cpu_bars(speed: Speed) -> Iterable[tuple[str, str, float, float | None, str]]:
+    for bar in _bars():
+        yield bar.text, "at least", bar.need, bar.measured(speed.medians), "times"
+    one = _where(speed.medians, {"family": "robe", "route": OURS, "dim": 16, "batch": 1, "work": "forward"})
+    slowest = one[one["block_size"] == 16]["ms"].max() * 1e3 if len(one) else None
+    yield "ROBE-16, a lookup of 26 features from Python", "at most", 10.0, slowest, "µs"
+    yield from _model_bars(speed.dlrm)
+
+
+_ON_GPU: dict[str, dict[str, Any]] = {
+    "Full table": {"family": "table"},
+    "int8 rows": {"family": "int8"},
+    "int4 rows": {"family": "int4"},
+    "Hashing": {"family": "hashing"},
+    "MLET": {"family": "mlet"},
+    "ROBE-128": {"family": "robe", "ratio": 1000, "block_size": 128, "hash": "multiply_shift"},
+    "ROBE-32": {"family": "robe", "ratio": 1000, "block_size": 32, "hash": "multiply_shift"},
+    "Tensor train, rank 8": {"family": "tensor_train", "rank": 8},
+    "Tensor train, rank 32": {"family": "tensor_train", "rank": 32},
+}
+
+
+def _gpu_bars(speed: Speed) -> Iterable[tuple[str, str, float, float | None, str]]:
+    """Yield shares of the speed of a copy, counting the bytes that must move, and the models' ratios."""
+    table = _where(speed.medians, {"dim": 128, "batch": 65_536})
+    copy = speed.machine["copy_gb_s"]
+    for name, way in _ON_GPU.items():
+        ours = _where(table, way | {"route": OURS}).pivot(index="ids", columns="work", values=["ms", "bytes_needed"])
+        forward = backward = None
+        if ("ms", "forward") in ours:
+            forward = (ours["bytes_needed", "forward"] / ours["ms", "forward"]).min() / 1e6 / copy
+        if ("ms", "step") in ours:
+            behind = {of: ours[of, "step"] - ours[of, "forward"] for of in ("bytes_needed", "ms")}
+            backward = (behind["bytes_needed"] / behind["ms"]).min() / 1e6 / copy
+        yield f"{name}, forward, share of a copy's speed", "at least", 0.7, forward, "times"
+        if way["family"] not in ("int8", "int4"):
+            yield f"{name}, backward and update, share of a copy's speed", "at least", 0.5, backward, "times"
+    for words, ratio in (("full table", None), ("ROBE-32", 1000)):
+        found = table[
+            (table["family"] == "pairs") & (table["ratio"].isna() if ratio is None else table["ratio"] == ratio)
+        ]
+        ms = found.pivot(index="ids", columns="route", values="ms")
+        gain = (ms[APART] / ms[OURS]).min() if {APART, OURS} <= set(ms) else None
+        yield f"Lookup and interaction at once, {words}, against one after the other", "at least", 1, gain, "times"
+    yield from _gpu_model_bars(speed.dlrm)
+
+
+def _gpu_model_bars(dlrm: pd.DataFrame) -> Iterable[tuple[str, str, float, float | None, str]]:
+    robe, full = f"robe, {GRAPH}", f"full, {GRAPH}"
+    ms = dlrm.groupby(["work", "batch", "embedding"])["ms"].median() if len(dlrm) else pd.Series(dtype=float)
+    largest = dlrm["batch"].max() if len(dlrm) else 0
+    for work in ("answers", "training step"):
+        for rival, need in ((HOSTED, 3.1), (BAGS, 1), (full, 1)):
+            if work == "answers" or rival != HOSTED:
+                known = {(work, largest, robe), (work, largest, rival)} <= set(ms.index)
+                value = ms[work, largest, rival] / ms[work, largest, robe] if known else None
+                yield f"DLRM, {work}, batch {largest:,}, robe against {rival}", "at least", need, value, "times"
 
 
 def _model_bars(dlrm: pd.DataFrame) -> Iterable[tuple[str, str, float, float | None, str]]:
@@ -302,6 +372,8 @@ def against_batch(speed: Speed, y: str = "ms", dim: int = 16) -> Figure:
         point = _where(table, {"ids": ids, "work": work})
         for name, (where, hue, dash) in _LINES.items():
             line = _where(point, where).sort_values("batch")
+            if _where(table, where).empty:
+                continue
             ax.plot(line["batch"], line[y], color=hue, linestyle=dash, marker="o", markersize=4, label=name)
         ax.set(xscale="log", yscale="log", xlabel="Batch", ylabel={"ms": "Time (ms)", "gb_s": "GB/s"}[y])
         put_title(ax, f"{ids} ids, {work}, dim {dim}: {_gain(point, work)}", 48)
@@ -319,17 +391,21 @@ def _gain(table: pd.DataFrame, work: str) -> str:
 
 @house_style
 def roofline(speed: Speed, batch: int = 2048) -> Figure:
-    """Draw the share of the random-gather limit that our forward passes reach, and that the rivals reach."""
+    """Draw the share of the limit that our forward passes reach, and that the rivals reach.
+
+    The limit is that of random rows; on a GPU the speed of a copy, counting the bytes that must move.
+    """
     table = _where(speed.medians, {"batch": batch, "work": "forward", "ids": "zipf"})
-    found = table[table["share_of_limit"].notna() & (table["route"] != LIMIT)].copy()
+    share = "share_of_copy" if speed.on_gpu else "share_of_limit"
+    found = table[table[share].notna() & (table["route"] != LIMIT)].assign(share=table[share])
     if found.empty:
         return sentence(f"No limit was measured at batch {batch:,}.")
-    found = found.sort_values(["dim", "share_of_limit"]).reset_index(drop=True)
+    found = found.sort_values(["dim", "share"]).reset_index(drop=True)
     figure, axes = panels(found["dim"].nunique(), 6.4, 0.2 * found.groupby("dim").size().max() + 1.4, columns=2)
     for ax, (dim, rows) in zip(axes, found.groupby("dim"), strict=True):
         rows = rows.tail(30).reset_index(drop=True)
         _shares_panel(ax, rows)
-        first = rows[rows["route"] == OURS]["share_of_limit"]
+        first = rows[rows["route"] == OURS]["share"]
         said = f"ours reach {first.min():.0%} to {first.max():.0%} of the limit" if len(first) else "ours not measured"
         put_title(ax, f"dim {dim}, batch {batch:,}: {said}", 56)
     return figure
@@ -337,7 +413,7 @@ def roofline(speed: Speed, batch: int = 2048) -> Figure:
 
 def _shares_panel(ax: Axes, rows: pd.DataFrame) -> None:
     hues = [colour(row.family) if row.route == OURS else "#c3cad1" for row in rows.itertuples()]
-    ax.barh(rows.index, rows["share_of_limit"], color=hues, height=0.66)
+    ax.barh(rows.index, rows["share"], color=hues, height=0.66)
     ax.axvline(1, color=INK, linewidth=1)
     ax.set_yticks(rows.index, [way(row) for row in rows.to_dict("records")], fontsize=8)
     ax.set(xlabel="Share of the limit", ylim=(-0.6, len(rows) - 0.4))
@@ -361,6 +437,8 @@ def model(speed: Speed) -> Figure:
     """Draw a DLRM's training step and request, with the part above the MLPs in colour."""
     if speed.dlrm.empty:
         return sentence("The whole model was not measured: `pocketrec bench --family dlrm --add`.")
+    if speed.on_gpu:
+        return _model_on_gpu(speed.dlrm)
     ms = speed.dlrm.groupby(["work", "embedding"])["ms"].median()
     figure, axes = panels(2, 5.4, 2.6)
     for ax, work in zip(axes, ("training step", "request"), strict=True):
@@ -374,4 +452,24 @@ def model(speed: Speed) -> Figure:
         ax.grid(False, axis="y")
         least = times["MLPs only"]
         put_title(ax, f"{work.capitalize()}: ROBE adds {times['robe'] - least:.2g} ms to {least:.3g}", 48)
+    return figure
+
+
+def _model_on_gpu(dlrm: pd.DataFrame) -> Figure:
+    """Draw what each launch of a model takes, that of the MLPs alone in grey, by work and batch."""
+    ms = dlrm.groupby(["work", "batch", "embedding"])["ms"].median()
+    points = ms.index.droplevel("embedding").unique().sort_values()
+    figure, axes = panels(len(points), 5.4, 3.4, columns=2)
+    for ax, (work, batch) in zip(axes, points, strict=True):
+        times = ms[work, batch].sort_values(ascending=False)
+        graph = times.index.str.endswith(GRAPH)
+        floor = pd.Series(times["MLPs only"], times.index).mask(graph, times.get(f"MLPs only, {GRAPH}"))
+        ax.barh(times.index, times, color=[colour("robe") if "robe" in name else FULL[0] for name in times.index])
+        ax.barh(times.index, floor.clip(upper=times), color="#c3cad1")
+        ax.set(xlabel="Time (ms)", xscale="log")
+        ax.tick_params(axis="y", length=0)
+        ax.grid(False, axis="y")
+        best = times[graph]
+        gain = best.get(f"full, {GRAPH}", float("nan")) / best.get(f"robe, {GRAPH}", float("nan"))
+        put_title(ax, f"{work.capitalize()}, batch {batch:,}: robe {gain:.2g} times as fast as full, as graphs", 52)
     return figure

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -34,6 +35,7 @@ FAMILIES = ("table", "int8", "int4", "hashing", "mlet", "robe", "tensor_train", 
 LARGE = ("table", "int8", "int4", "mlet", "pairs")
 SMALL_ROTATION = 8
 WORKS = ("forward", "step")
+GRAPH = "CUDA graph"
 FOREIGN = 0.1  # cores that others may use while a round runs
 SAMPLE_SECONDS = 0.006
 MOST_LOOKUPS = 64 * 2048  # samples of all rotating batches: more than this is out of any cache anyway
@@ -76,12 +78,15 @@ def bench(cardinalities: Sequence[int], options: Options) -> pd.DataFrame:
 
     Columns: family, route, ratio, block_size, hash, rank; dim, batch, ids (`zipf` or `uniform`), work (`forward`
     without gradients, or `step`: forward, backward and SGD); ms, foreign (cores that others used meanwhile),
-    core_to_core_ns, lookups, bytes_moved and bytes_needed of one call. The first counts every row that is looked up; the
-    second is the least that a device must move: ids and output, and each number that is touched once, or the
-    gradient and each of these three times as well. What was not timed is one row without ms, with `reason`.
+    core_to_core_ns, lookups, bytes_moved and bytes_needed of one call, launch. The first bytes count every row that is
+    looked up; the second are the least that must move: ids and output, and each number that is touched once, or the
+    gradient and each of these three times as well. launch is `CUDA graph` for what a GPU replays, `eager` for the
+    rest. What was not timed is one row without ms, with `reason`.
     """
-    groups = [("all tables", cardinalities, set(options.families) - {"tensor_train"})]
-    groups += [("largest table", [max(cardinalities)], set(options.families) & {"tensor_train"})]
+    groups = [("all tables", cardinalities, set(options.families))]
+    if options.device == "cpu":  # which has more than enough to do with one tensor train
+        groups = [("all tables", cardinalities, set(options.families) - {"tensor_train"})]
+        groups += [("largest table", [max(cardinalities)], set(options.families) & {"tensor_train"})]
     frames = []
     for dim in options.dims:
         for name, sizes, families in groups:
@@ -97,8 +102,9 @@ def _contestants(group: str, dim: int, options: Options) -> Iterator[Contestant]
     if group == "all tables":
         yield from contestants.table_contestants(dim, options.full)
         yield from rivals.table_rivals(dim, options.full, options.rivals)
-    else:
+    if group != "all tables" or options.device != "cpu":
         yield from contestants.train_contestants()
+    if group != "all tables":
         yield from rivals.train_rivals(options.rivals)
 
 
@@ -171,16 +177,10 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
     """Time all ways at one point, and add the samples to their runs."""
     batches = drawn_ids(tables.cardinalities, batch, ids, tables.device)
     # small, so that weights which are trained thousands of times on the same batches stay finite
-    gradient = 1e-4 * torch.randn(batch, len(tables.cardinalities), tables.dim, device=tables.device)
+    draw = torch.Generator(tables.device).manual_seed(0)
+    gradient = torch.randn(batch, len(tables.cardinalities), tables.dim, device=tables.device, generator=draw)
+    gradient *= 1e-4
     timed = [run for run in runs if run.lookup and (work == "forward" or run.lookup.step)]
-    calls = {}
-    for place, run in enumerate(timed):
-        # ways that share a table start at different batches: no one reads what another has just brought to the cache
-        start = place * len(batches) // len(timed)
-        own = [*batches[start:], *batches[:start]]
-        # the other families' numbers fit a cache, or nearly, whatever is asked of them
-        prepared = [run.lookup.prepare(b) for b in (own if run.contestant.family in LARGE else own[:SMALL_ROTATION])]
-        calls[place] = _call(run.lookup, prepared, gradient, work)
     lookups = batch * len(tables.cardinalities)
     about = {
         "batch": batch,
@@ -190,6 +190,19 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
         # out, and for a step the gradient in and the numbers read and written again
         "bytes_moved": 4 * tables.dim * lookups * (2 if work == "forward" else 5),
     }
+    calls, launches = {}, {}
+    for place, run in enumerate(timed):
+        # ways that share a table start at different batches: no one reads what another has just brought to the cache
+        start = place * len(batches) // len(timed)
+        own = [*batches[start:], *batches[:start]]
+        # the other families' numbers fit a cache, or nearly, whatever is asked of them
+        prepared = [run.lookup.prepare(b) for b in (own if run.contestant.family in LARGE else own[:SMALL_ROTATION])]
+        try:
+            with torch.inference_mode(work == "forward"):
+                calls[place], launches[place] = _call(run.lookup, prepared, gradient, work)
+        except torch.OutOfMemoryError as error:
+            reason = f"not timed, {work} at batch {batch:,}: {str(error).partition('.')[0]}"
+            run.samples.append(about | {"reason": reason})
     unique = _unique(batches[0], tables)
     with torch.inference_mode(work == "forward"):
         taken = rounds(calls, options)
@@ -197,7 +210,7 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
         for place, ms in round_.ms.items():
             timed[place].samples.append(
                 about
-                | {"bytes_needed": _needed(timed[place], tables, batch, unique, work)}
+                | {"bytes_needed": _needed(timed[place], tables, batch, unique, work), "launch": launches[place]}
                 | {"ms": ms, "foreign": round_.foreign, "core_to_core_ns": round_.core_to_core_ns}
             )
 
@@ -218,11 +231,35 @@ def _needed(run: Run, tables: Tables, batch: int, unique: int, work: str) -> int
     return forward if work == "forward" else forward + out + 2 * touched
 
 
-def _call(lookup: Lookup, prepared: Sequence[Any], gradient: Tensor, work: str) -> Callable[[], Any]:
+def _call(lookup: Lookup, prepared: Sequence[Any], gradient: Tensor, work: str) -> tuple[Callable[[], Any], str]:
+    """Return what takes the next of the batches, and whether a GPU replays it as a CUDA graph."""
+
+    def take(batch: Any) -> Any:
+        return lookup.forward(batch) if work == "forward" else lookup.step(batch, gradient)
+
+    if gradient.is_cuda:
+        take(prepared[0])
+        with suppress(RuntimeError):  # what waits for the device cannot be captured
+            pool = torch.cuda.graph_pool_handle()  # they run in turn, and may write where others have
+            graphs = cycle([captured(lambda batch=batch: take(batch), pool) for batch in prepared])
+            return lambda: next(graphs).replay(), GRAPH
+        torch.cuda.synchronize()
     turn = cycle(prepared)
-    if work == "forward":
-        return lambda: lookup.forward(next(turn))
-    return lambda: lookup.step(next(turn), gradient)
+    return lambda: take(next(turn)), "eager"
+
+
+def captured(call: Callable[[], Any], pool: Any = None) -> torch.cuda.CUDAGraph:
+    """Capture a call on a GPU, after it has run: it must not wait for the device, and its tensors must stay."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # kernels that are compiled or chosen by a first call must be there
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        call()
+    return graph
 
 
 def drawn_ids(

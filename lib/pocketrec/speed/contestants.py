@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -374,13 +375,11 @@ def table_contestants(dim: int, full: bool) -> Iterator[Contestant]:
     yield Contestant("mlet", OURS, lambda t: _mlet(t, OURS))
     yield Contestant("mlet", PLAIN, lambda t: _mlet(t, PLAIN))
     yield from _robe_contestants(dim, full)
-    z, hash = min(dim, 32), "multiply_shift"
+    settings = {"ratio": 1000, "block_size": min(dim, 32), "hash": "multiply_shift"}
     for route in (OURS, APART, PLAIN):
-        yield Contestant("pairs", route, lambda t, way=route: paired("full", t, way), only="cuda")
-        settings = {"ratio": 1000, "block_size": z, "hash": hash}
-        yield Contestant(
-            "pairs", route, lambda t, way=route: paired("robe", t, way, **settings), only="cuda", **settings
-        )
+        for name, more in (("full", {}), ("robe", settings)):
+            build = partial(paired, name, route=route, **more)
+            yield Contestant("pairs", route, build, only="cuda", **more)
 
 
 def _mlet(tables: Tables, route: str) -> Lookup:
@@ -411,7 +410,7 @@ def _robe_contestants(dim: int, full: bool) -> Iterator[Contestant]:
 
 
 def train_contestants() -> Iterator[Contestant]:
-    """Yield tensor trains, for one large table."""
+    """Yield tensor trains, one for every table."""
     for rank in RANKS:
         for route in (OURS, PLAIN):
             yield Contestant("tensor_train", route, lambda t, r=rank, way=route: _train(t, way, r), rank=rank)
@@ -420,13 +419,13 @@ def train_contestants() -> Iterator[Contestant]:
 
 
 def _train(tables: Tables, route: str, rank: int) -> Lookup:
-    return ours("tt_rec", tables, route, rank=rank, tables=1)
+    return ours("tt_rec", tables, route, rank=rank, tables=len(tables.cardinalities))
 
 
 def _contracted_train(tables: Tables, rank: int) -> Lookup:
     """Build the form whose first two cores were multiplied out; it is served, not trained."""
     name, shape = "tt_rec", (tables.cardinalities, tables.dim)
-    config = embeddings.solve(name, *shape, ratio=1, rank=rank, tables=1)
+    config = embeddings.solve(name, *shape, ratio=1, rank=rank, tables=len(tables.cardinalities))
     fits(3 * embeddings.inference_bytes(name, *shape, config | {"contracted": True}), tables.device)  # while it is made
     train = embeddings.METHODS[name](*shape, seed=0, **config).to(tables.device)
     served = train.contracted()
@@ -443,6 +442,8 @@ def _contracted_train(tables: Tables, rank: int) -> Lookup:
 
 def _train_of_unique_ids(tables: Tables, rank: int) -> Lookup:
     """Build the plain way, asked for each id of the one table once."""
+    if len(tables.cardinalities) > 1:
+        raise Unavailable("one table only")
     plain = _train(tables, PLAIN, rank)
 
     def forward(ids: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from pocketrec.measure import synchronize
 from pocketrec.models import DLRM
 from pocketrec.optim import in_place, optimizers
 from pocketrec.speed import rivals
-from pocketrec.speed.bench import Options, drawn_ids, rounds
+from pocketrec.speed.bench import GRAPH, Options, captured, drawn_ids, rounds
 from pocketrec.speed.contestants import Tables, Unavailable
 from pocketrec.speed.machine import fill, huge
 
@@ -34,7 +34,7 @@ HELD = 64  # batches in memory: more than a cache takes
 BOTTOM, TOP = (512, 256, 64), (512, 256)  # of Criteo-Kaggle's configuration, as `DLRM` has it
 FLOOR, BAGS, REFERENCE = "MLPs only", "26 x nn.EmbeddingBag", "facebookresearch/dlrm"
 COMPILED = "robe, compiled MLPs"
-HOSTED, GRAPH = "full, in main memory", "CUDA graph"
+HOSTED = "full, in main memory"
 LOWER = (FLOOR, "full", "robe")  # timed in bf16 as well
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
@@ -117,7 +117,8 @@ def on_gpu(cardinalities: Sequence[int], options: Options, dim: int, batches: Se
     try:
         tables = Tables(cardinalities, dim, options.device)
         models = {name: model(name, tables) for name in tqdm([FLOOR, BAGS, *METHODS], "models", unit="model")}
-        models[HOSTED] = _hosted(Tables(cardinalities, dim), options.device)
+        hosted = _Hosted(Tables(cardinalities, dim), options.device)
+        models[HOSTED] = DLRM(hosted, NUM_DENSE).to(options.device)
         for batch, work in [(b, w) for b in batches for w in ("training step", "answers")] + [(1, "request")]:
             frames += _on_gpu_at(models, cardinalities, batch, work, options)
     finally:
@@ -138,7 +139,7 @@ def _on_gpu_at(
             torch.cuda.synchronize()
     if work[0] != "t":
         on_host = drawn_ids(cardinalities, batch, "zipf", "cpu", len(ids))
-        calls[HOSTED] = _request(models[HOSTED], on_host, torch.rand(batch, NUM_DENSE, device=options.device))
+        calls[HOSTED] = _request(models[HOSTED], on_host, _dense(ids[0]))
     if work == "request":
         calls = {name: lambda call=call: (call(), synchronize()) for name, call in calls.items()}
     return [
@@ -150,17 +151,9 @@ def _on_gpu_at(
 
 
 def _captured(make: Callable[..., Callable[[], Any]], model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:
-    """Capture what `make` makes as a CUDA graph over ids in one place; return what copies the next there and replays."""
+    """Capture what `make` makes over ids in one place; return what copies the next ones there and replays."""
     held, turn = batches[0].clone(), cycle(batches)
-    call, side = make(model, [held]), torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is prepared by a first call, kernels too, must be there
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    graph = captured(make(model, [held]))
 
     def replay() -> None:
         held.copy_(next(turn))
@@ -175,22 +168,17 @@ class _Hosted(Rival):
     def __init__(self, tables: Tables, device: str) -> None:
         super().__init__()
         self.cardinalities, self.out_dim, self.device = tuple(tables.cardinalities), tables.dim, device
-        self.full = model("full", tables).embedding
+        self.table = tables.weight.detach(), tables.offsets
         self.pages: dict[torch.Size, Tensor] = {}
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = self.full(ids)
-        if rows.shape not in self.pages:
-            self.pages[rows.shape] = torch.empty_like(rows, pin_memory=True)
+        weight, starts = self.table
+        if ids.shape not in self.pages:
+            self.pages[ids.shape] = torch.empty(ids.numel(), self.out_dim, pin_memory=True)
+        rows = self.pages[ids.shape]
         synchronize()  # the last rows have left
-        return self.pages[rows.shape].copy_(rows).to(self.device, non_blocking=True)
-
-
-def _hosted(tables: Tables, device: str) -> DLRM:
-    embedding = _Hosted(tables, device)
-    network = DLRM(embedding, NUM_DENSE).to(device)
-    embedding.full.to("cpu")
-    return network
+        torch.index_select(weight, 0, (ids + starts).flatten(), out=rows)
+        return rows.to(self.device, non_blocking=True).view(*ids.shape, -1)
 
 
 def model(name: str, tables: Tables, methods: Mapping[str, dict[str, Any]] = METHODS, **mlps: Sequence[int]) -> DLRM:
@@ -229,8 +217,8 @@ def _training(model: DLRM, batches: Sequence[Tensor], lower: torch.dtype | None 
     optims = optimizers(model, table_optimizer="sgd", table_lr=LR, dense_lr=1e-3)
     for group in optims[-1].param_groups:
         group["capturable"] = batches[0].is_cuda  # in a CUDA graph Adam counts its steps on the device
-    dense = torch.rand(len(batches[0]), NUM_DENSE, device=batches[0].device)
-    labels = torch.rand(len(dense), device=dense.device).round()
+    dense = _dense(batches[0])
+    labels = dense[:, 0].round()
     turn = cycle(Batch(dense, ids, labels) for ids in batches)
     precision = torch.autocast(dense.device.type, lower, enabled=lower is not None)
 
@@ -265,10 +253,14 @@ def _reference(tables: Tables, batches: Sequence[Tensor], folder: Path | None) -
     return {REFERENCE: step}
 
 
+def _dense(ids: Tensor) -> Tensor:
+    """Draw numbers for the rows of ids [batch, features] where these lie."""
+    draw = torch.Generator(ids.device).manual_seed(0)
+    return torch.rand(len(ids), NUM_DENSE, device=ids.device, generator=draw)
+
+
 def _request(model: DLRM, batches: Sequence[Tensor], dense: Tensor | None = None) -> Callable[[], Any]:
-    if dense is None:
-        dense = torch.rand(len(batches[0]), NUM_DENSE, device=batches[0].device)
-    turn = cycle(batches)
+    dense, turn = _dense(batches[0]) if dense is None else dense, cycle(batches)
     return torch.inference_mode()(lambda: model(dense, next(turn)))
 
 

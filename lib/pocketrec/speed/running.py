@@ -66,7 +66,10 @@ def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bo
         _keep(folder / "samples.parquet", samples, add)
         for row in samples[samples["reason"].notna()].drop_duplicates(["family", "route", "reason"]).itertuples():
             tqdm.write(f"{row.family}, {row.route}: {row.reason}")
-    if DLRM in options.families and options.device == "cpu":
+    if DLRM in options.families and options.device != "cpu":
+        with atomic(folder / "dlrm.parquet") as file:
+            dlrm.on_gpu(cardinalities, options, max(options.dims), options.batches).to_parquet(file)
+    elif DLRM in options.families:
         with atomic(folder / "dlrm.parquet") as file:
             dlrm.bench(cardinalities, options).to_parquet(file)
         with atomic(folder / "profile.csv", "w") as file:

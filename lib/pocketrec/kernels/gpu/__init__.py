@@ -4,7 +4,7 @@ Where triton is missing `library` returns None and plain PyTorch serves. A kerne
 its tensors: what an index outside them names is read as zeros and never written, since a device cannot raise.
 
 The tests run them on a GPU where there is one, else in Triton's interpreter, and compile them for compute capabilities
-8.0, 9.0 and 10.0. Their tiles are chosen by arithmetic and by what the compiler makes of them, not yet by measurement.
+8.0, 9.0 and 10.0. Their tiles are chosen by measurements on an H200.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
 
 
 def precision() -> str:
-    """Return how exact the matrix products of float32 are that torch allows: as float32, by three of TF32, or as TF32."""
+    """Return how exact products of float32 matrices are that torch allows: nearly so, by three of TF32, or as TF32."""
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 

@@ -244,13 +244,34 @@ def sums(index: Tensor, gradient: Tensor, limit: int) -> tuple[Tensor, Tensor, T
         are any; and how many there are, int64 [1].
     """
     keys, order = _sorted(index, limit)
+    slots = _slots(keys)
+    found = torch.full_like(keys, limit).scatter_(0, slots, keys)
+    return found, _stored(keys, order, slots, gradient, limit), (found < limit).sum().view(1)
+
+
+def sums_by_lookup(index: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the gradients of every index that occurs, [n] and [n, width].
+
+    Returns:
+        float32 sums [n, width] and a lookup of each [n], as far as there are any; how many there are, int64 [1].
+    """
+    keys, order = index.sort(stable=True)
+    slots = _slots(keys)
+    lookups = torch.zeros_like(order).scatter_(0, slots, order)
+    return _stored(keys, order, slots, gradient, torch.iinfo(keys.dtype).max), lookups, slots[-1:] + 1
+
+
+def _slots(keys: Tensor) -> Tensor:
+    """Number what occurs in sorted keys: [n] -> int64 [n]."""
     first = torch.ones_like(keys, dtype=torch.bool)
     torch.ne(keys[1:], keys[:-1], out=first[1:])
-    slots = first.cumsum(0) - 1
-    found = torch.full_like(keys, limit).scatter_(0, slots, keys)
+    return first.cumsum(0) - 1
+
+
+def _stored(keys: Tensor, order: Tensor, slots: Tensor, gradient: Tensor, limit: int) -> Tensor:
     out = gradient.new_empty(len(keys), gradient.shape[-1], dtype=torch.float32)
     _summed(out, None, keys, order, slots, gradient, limit, 0.0, 0.0)
-    return found, out, (found < limit).sum().view(1)
+    return out
 
 
 def _sorted(index: Tensor, limit: int) -> tuple[Tensor, Tensor]:

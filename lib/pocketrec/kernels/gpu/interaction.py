@@ -143,5 +143,6 @@ def _shape(numbers: Tensor, ids: Tensor, first: Tensor | None) -> tuple[Tensor, 
     batch, features = ids.shape
     vectors = features + (first is not None)
     shape = {"VECTORS": vectors, "FEATURES": features, "PRECISION": precision()}
+    shape["num_warps"] = 1 if shape["PRECISION"] == "tf32" else 2
     shape["BLOCK_V"] = max(LEAST, triton.next_power_of_2(vectors))
     return numbers.new_empty(batch, vectors * (vectors - 1) // 2), shape

@@ -2,9 +2,10 @@
 
 To read takes two launches: one places every block, one thread each, so that no hash is computed twice, and writes its
 start (8 bytes); one reads starts, reads the array, from the L2 cache where it fits, and writes every embedding once. No
-element index is kept. To train or sum reads starts and gradients once and adds to the array by float32 atomics, in
-whichever order they arrive: sums may differ in their last bits from run to run. Adagrad then passes over the array
-once, reading sums and changing what they touch.
+element index is kept. To train or sum adds up the gradients of each id as `gather` does, since adding to the same few
+blocks again and again is what takes long; their sums are added to the array by float32 atomics, in whichever order they
+arrive, and may differ in their last bits from run to run. Adagrad then passes over the array once, reading sums and
+changing what they touch.
 """
 
 import torch
@@ -12,10 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pocketrec.kernels.gpu import launch, universal_hash
+from pocketrec.kernels.gpu import gather, launch, universal_hash
 
 DTYPES = (torch.float32,)
-TILE = 2048  # numbers a program moves
+TILE = 512  # numbers of blocks a program moves
+PASSED = 2048  # numbers it changes where all are passed over
 PLACED = 256  # blocks a program places
 UNIVERSAL, MULTIPLY_SHIFT = tl.constexpr(0), tl.constexpr(1)
 AUTHORS_PRIME = tl.constexpr(2038074743)
@@ -94,28 +96,20 @@ def _blocks(
     p_starts,
     p_sizes,
     p_bases,
-    count,
-    width,
+    o_row,
+    o_c,
+    m_n,
     FEATURES: tl.constexpr,
     PIECES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     STRIDE: tl.constexpr,
     SMALL: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_Z: tl.constexpr,
 ):
-    """Return where the elements of a program's blocks are in the array, and in the embeddings from its first, and
-    which there are: [BLOCK_N, BLOCK_Z].
-
-    `width` is BLOCK_SIZE, which the compiler is not told: it would give a thread neighbouring numbers of an embedding,
-    which it moves at once, and the array's, of which it cannot, in as many turns; so a warp moves neighbours.
-    """
-    i_p = tl.program_id(0).to(tl.int64)
-    o_n, o_z = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_Z)
-    i_n = i_p * BLOCK_N + o_n
-    m_n, o_f = i_n < count, i_n // PIECES % FEATURES
+    """Return where the elements of blocks are, piece o_c of lookup o_row, and which there are: [BLOCK_N, BLOCK_Z]."""
+    o_f, o_z = o_row % FEATURES, tl.arange(0, BLOCK_Z)
     # [BLOCK_N]
-    b_start = tl.load(p_starts + i_n, mask=m_n, other=0)
+    b_start = tl.load(p_starts + o_row * PIECES + o_c, mask=m_n, other=0)
     b_base = tl.load(p_bases + o_f * STRIDE, mask=m_n, other=0)
     b_size = tl.load(p_sizes + o_f * STRIDE, mask=m_n, other=0)
     if SMALL:
@@ -123,7 +117,8 @@ def _blocks(
         b_base, b_size = b_base.to(tl.int32), b_size.to(tl.int32)
     # [BLOCK_N, BLOCK_Z]
     b_element, m_inside = wrapped(b_start[:, None], b_base[:, None], b_size[:, None], o_z)
-    return b_element, o_n[:, None] * width + o_z, m_n[:, None] & (o_z < BLOCK_SIZE), m_inside
+    m_there = m_n[:, None] & (o_z < BLOCK_SIZE)
+    return b_element, m_there, m_there & m_inside
 
 
 @triton.jit(do_not_specialize=["width"])
@@ -133,7 +128,7 @@ def _read(
     p_sizes,
     p_bases,
     p_out,
-    count,
+    blocks,
     width,
     FEATURES: tl.constexpr,
     PIECES: tl.constexpr,
@@ -143,11 +138,18 @@ def _read(
     BLOCK_N: tl.constexpr,
     BLOCK_Z: tl.constexpr,
 ):
-    b_element, o_out, m_out, m_inside = _blocks(
-        p_starts, p_sizes, p_bases, count, width, FEATURES, PIECES, BLOCK_SIZE, STRIDE, SMALL, BLOCK_N, BLOCK_Z
+    # neighbouring programs read blocks of one feature: those that occur often are in the nearest cache
+    programs = tl.cdiv(blocks, BLOCK_N)
+    i_f, i_p = tl.program_id(0).to(tl.int64) // programs, tl.program_id(0).to(tl.int64) % programs
+    o_n = i_p * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_row, o_c = o_n // PIECES * FEATURES + i_f, o_n % PIECES
+    b_element, m_out, m_inside = _blocks(
+        p_starts, p_sizes, p_bases, o_row, o_c, o_n < blocks, FEATURES, PIECES, BLOCK_SIZE, STRIDE, SMALL, BLOCK_Z
     )
-    b_out = tl.load(p_array + b_element, mask=m_out & m_inside, other=0)
-    tl.store(p_out + tl.program_id(0).to(tl.int64) * (BLOCK_N * BLOCK_SIZE) + o_out, b_out, mask=m_out)
+    b_out = tl.load(p_array + b_element, mask=m_inside, other=0)
+    # `width` is BLOCK_SIZE, which the compiler is not told: it would give a thread neighbouring numbers, that are
+    # written at once but read one by one, far apart from those of the next thread
+    tl.store(p_out + (o_row * PIECES + o_c)[:, None] * width + tl.arange(0, BLOCK_Z), b_out, mask=m_out)
 
 
 @triton.jit(do_not_specialize=["width"])
@@ -157,6 +159,8 @@ def _add(
     p_sizes,
     p_bases,
     p_gradient,
+    p_lookups,
+    p_count,
     count,
     width,
     scale,
@@ -168,12 +172,20 @@ def _add(
     BLOCK_N: tl.constexpr,
     BLOCK_Z: tl.constexpr,
 ):
-    b_element, o_out, m_out, m_inside = _blocks(
-        p_starts, p_sizes, p_bases, count, width, FEATURES, PIECES, BLOCK_SIZE, STRIDE, SMALL, BLOCK_N, BLOCK_Z
-    )
-    p_first = p_gradient + tl.program_id(0).to(tl.int64) * (BLOCK_N * BLOCK_SIZE)
-    b_gradient = tl.load(p_first + o_out, mask=m_out & m_inside, other=0)
-    tl.atomic_add(p_array + b_element, b_gradient * scale, mask=m_out & m_inside, sem="relaxed")
+    first = tl.program_id(0).to(tl.int64) * BLOCK_N
+    if p_count is not None:
+        count = tl.load(p_count)
+    if first < count * PIECES:
+        o_n = first + tl.arange(0, BLOCK_N)
+        m_n, o_row, o_c = o_n < count * PIECES, o_n // PIECES, o_n % PIECES
+        o_gradient = o_n[:, None] * width + tl.arange(0, BLOCK_Z)
+        if p_lookups is not None:
+            o_row = tl.load(p_lookups + o_row, mask=m_n, other=0)
+        b_element, _, m_add = _blocks(
+            p_starts, p_sizes, p_bases, o_row, o_c, m_n, FEATURES, PIECES, BLOCK_SIZE, STRIDE, SMALL, BLOCK_Z
+        )
+        b_gradient = tl.load(p_gradient + o_gradient, mask=m_add, other=0)
+        tl.atomic_add(p_array + b_element, b_gradient * scale, mask=m_add, sem="relaxed")
 
 
 @triton.jit
@@ -237,32 +249,50 @@ def place_blocks(
 def read_blocks(array: Tensor, ids: Tensor, *placing: Tensor | int | None) -> tuple[Tensor, Tensor]:
     """Read blocks and return them with their starts, as `pocketrec.kernels.robe.read_blocks` does."""
     starts, (sizes, bases, block_size) = place_blocks(ids, *placing), placing[4:7]
-    out = array.new_empty(*ids.shape, starts.shape[2] * block_size)
-    programs, shape = _tiles(array, starts, sizes, block_size)
-    launch(_read, programs, array, starts, sizes, bases, out, starts.numel(), block_size, **shape)
+    (batch, features, pieces), shape = starts.shape, _tile(array, starts, sizes, block_size)
+    out, programs = array.new_empty(batch, features, pieces * block_size), triton.cdiv(batch * pieces, shape["BLOCK_N"])
+    launch(_read, features * programs, array, starts, sizes, bases, out, batch * pieces, block_size, **shape)
     return out, starts
 
 
 def add_blocks(
-    array: Tensor, starts: Tensor, gradient: Tensor, sizes: Tensor, bases: Tensor, block_size: int, scale: float
+    array: Tensor,
+    starts: Tensor,
+    gradient: Tensor,
+    sizes: Tensor,
+    bases: Tensor,
+    block_size: int,
+    scale: float,
+    ids: Tensor | None = None,
+    limits: Tensor | None = None,
 ) -> None:
-    """Add scaled gradients of blocks to an array, in place."""
-    programs, shape = _tiles(array, starts, sizes, block_size)
-    tensors = (array, starts.contiguous(), sizes, bases, gradient)
-    launch(_add, programs, *tensors, starts.numel(), block_size, scale, **shape)
+    """Add scaled gradients of blocks to an array, in place.
+
+    With ids and their limits the gradients of an id that occurs often are summed first.
+    """
+    if not starts.numel():
+        return
+    lookups = count = None
+    if ids is not None and limits is not None:
+        index = (ids + (limits.cumsum(0) - limits)).flatten()
+        gradient, lookups, count = gather.sums_by_lookup(index, gradient.flatten(0, 1))
+    shape = _tile(array, starts, sizes, block_size)
+    tensors = (array, starts.contiguous(), sizes, bases, gradient, lookups, count)
+    programs = triton.cdiv(starts.numel(), shape["BLOCK_N"])
+    launch(_add, programs, *tensors, starts.shape[:2].numel(), block_size, scale, **shape)
 
 
 def adagrad(array: Tensor, total: Tensor, summed: Tensor, lr: float, eps: float) -> None:
     """Apply Adagrad element by element, in place."""
-    launch(_adagrad, triton.cdiv(len(array), TILE), array, total, summed, len(array), lr, eps, BLOCK=TILE)
+    launch(_adagrad, triton.cdiv(len(array), PASSED), array, total, summed, len(array), lr, eps, BLOCK=PASSED)
 
 
 def flip(values: Tensor, ids: Tensor, table: Tensor, piece: Tensor, multiplier: Tensor, kind: int) -> Tensor:
     """Multiply every value by +1 or -1, as `pocketrec.kernels.robe.flip` does."""
     out, (features, dim) = torch.empty_like(values), values.shape[1:]
     tensors = (values, ids.contiguous(), table, piece, multiplier, out)
-    shape = {"FEATURES": features, "DIM": dim, "BLOCK": TILE}
-    launch(_flip, triton.cdiv(values.numel(), TILE), *tensors, values.numel(), KIND=kind, **shape)
+    shape = {"FEATURES": features, "DIM": dim, "BLOCK": PASSED}
+    launch(_flip, triton.cdiv(values.numel(), PASSED), *tensors, values.numel(), KIND=kind, **shape)
     return out
 
 
@@ -277,9 +307,8 @@ def small(array: Tensor) -> bool:
     return array.numel() < 2**30
 
 
-def _tiles(array: Tensor, starts: Tensor, sizes: Tensor, block_size: int) -> tuple[int, dict[str, int]]:
-    """Return the number of programs over all blocks, and the constants of their kernel."""
+def _tile(array: Tensor, starts: Tensor, sizes: Tensor, block_size: int) -> dict[str, int]:
+    """Return the constants of a kernel whose programs move some blocks."""
     block_z = triton.next_power_of_2(block_size)
-    block_n = max(1, TILE // block_z)
-    shape = where(starts, sizes, block_size) | {"SMALL": small(array), "BLOCK_N": block_n, "BLOCK_Z": block_z}
-    return triton.cdiv(starts.numel(), block_n), shape
+    shape = {"SMALL": small(array), "BLOCK_N": max(1, TILE // block_z), "BLOCK_Z": block_z, "num_warps": 2}
+    return where(starts, sizes, block_size) | shape

@@ -246,7 +246,7 @@ def tiles(rank: int, *factors: int) -> dict[str, int] | None:
         summed = block_1 * block_2 < LEAST
         block_3 = max(triton.next_power_of_2(q3), 1 if summed else LEAST)
         first, product, last = block_1 * block_r, block_1 * block_2 * CHUNK, CHUNK * block_3
-        bytes_ = 8 * (block_n * (first + product + last) + block_r * block_2 * CHUNK)
+        bytes_ = 10 * (block_n * (first + product + last) + block_r * block_2 * CHUNK)
         if block_n * max(first, product * block_3 if summed else product, last) <= TILE and bytes_ <= SHARED:
             shape = {"RANK": rank, "Q1": q1, "Q2": q2, "Q3": q3, "BLOCK_N": block_n, "CHUNK": CHUNK}
             shape |= {"BLOCK_1": block_1, "BLOCK_2": block_2, "BLOCK_3": block_3, "BLOCK_R": block_r}
