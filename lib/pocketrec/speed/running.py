@@ -9,6 +9,7 @@ machine.json      what the machine is and can, and how it was made steady
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pocketrec.files import atomic, write_json
 from pocketrec.kernels import native
 from pocketrec.speed import bench, dlrm, machine
 from pocketrec.speed.bench import FAMILIES, FULL, IDS, QUICK, Options
+from pocketrec.suite import record
 
 DLRM = "dlrm"
 HUGE = "huge pages are asked for below every table and array, for rivals as for ours"
@@ -55,7 +57,9 @@ def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bo
     kept, found = native.keep_memory(), machine.description(options.device)
     if add:
         _check_same(folder / "machine.json", found)
-    found |= {"core_to_core_ns": machine.core_to_core()}
+    known = record.environment() | (record.accelerator() if options.device != "cpu" else {})
+    found |= {name: known[name] for name in ("commit", "dirty", "driver", "triton") if name in known}
+    found |= {"command": " ".join(["pocketrec", *sys.argv[1:]]), "core_to_core_ns": machine.core_to_core()}
     load = machine.Load()
     found |= machine.limits(options.device) | {"foreign_cores_meanwhile": load.share()}
     memory = "keeps what is freed (M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GB, M_TOP_PAD 64 MB)" if kept else "is as it was"

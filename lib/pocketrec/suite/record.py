@@ -70,7 +70,7 @@ def publish(run_dir: str | Path, **sections: Any) -> None:
         return
     file = Path(run_dir) / "metrics.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    environment = before.get("environment", {}) | plain.pop("environment", {}) | _accelerator() | _kernels()
+    environment = before.get("environment", {}) | plain.pop("environment", {}) | accelerator() | _kernels()
     write_json(file, before | plain | ({"environment": environment} if environment else {}))
 
 
@@ -81,7 +81,7 @@ def _numbers(content: Any, place: str = "") -> list[tuple[str, float]]:
     return [found for key, value in pairs for found in _numbers(value, f"{place}.{key}".lstrip("."))]
 
 
-def _accelerator() -> dict[str, Any]:
+def accelerator() -> dict[str, Any]:
     """Name and driver of the GPU that this process has used, if any."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():

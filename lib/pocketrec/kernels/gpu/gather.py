@@ -17,6 +17,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TILE = 2048  # numbers a program reads at once
 SUMMED = 2048  # numbers of gradients a program sums at once
 LEAST, MOST = 16, 128  # gradients that it sums
+COLUMNS = 256  # more of them are summed in turns
 SUM_WARPS = 1
 JOINED = 64  # sums of parts read at once
 BLOCK = 1024  # places that a program sorts out
@@ -88,30 +89,32 @@ def _add_up(first_a, sum_a, first_b, sum_b):
 
 
 @triton.jit
-def _finish(
-    p_out,
-    p_total,
-    b_row,
-    b_sum,
-    m_row,
-    lr,
-    eps,
-    STORED: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
-    """Update rows by the sums of their gradients, [BLOCK] and [BLOCK, BLOCK_W], or keep the sums."""
-    o_w = tl.arange(0, BLOCK_W)
+def _grown(p_total, b_row, b_square, m_row, lr, eps):
+    """Add mean squares to Adagrad's accumulators, and return the rates of these rows, [BLOCK]."""
+    b_total = tl.load(p_total + b_row, mask=m_row, other=1).to(tl.float32) + b_square
+    tl.store(p_total + b_row, b_total, mask=m_row)
+    return lr / (tl.sqrt(b_total) + eps)
+
+
+@triton.jit
+def _update(p_out, b_row, b_sum, m_row, b_rate, w, STORED: tl.constexpr, WIDTH: tl.constexpr):
+    """Update some columns of rows by the sums of their gradients, [BLOCK, BLOCK_W], or keep the sums."""
+    o_w = w + tl.arange(0, b_sum.shape[1])
     o_row, m_out = b_row.to(tl.int64)[:, None] * WIDTH + o_w, m_row[:, None] & (o_w < WIDTH)
-    if STORED:
-        tl.store(p_out + o_row, b_sum, mask=m_out)
-    else:
-        b_before = tl.load(p_out + o_row, mask=m_out, other=0).to(tl.float32)
-        if p_total is not None:
-            b_total = tl.load(p_total + b_row, mask=m_row, other=1).to(tl.float32) + tl.sum(b_sum * b_sum, 1) / WIDTH
-            tl.store(p_total + b_row, b_total, mask=m_row)
-            b_sum /= (tl.sqrt(b_total) + eps)[:, None]
-        tl.store(p_out + o_row, b_before - lr * b_sum, mask=m_out)
+    if not STORED:
+        b_sum = tl.load(p_out + o_row, mask=m_out, other=0).to(tl.float32) - b_rate[:, None] * b_sum
+    tl.store(p_out + o_row, b_sum, mask=m_out)
+
+
+@triton.jit
+def _sums(p_gradient, b_order, m_first, m_k, w, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Sum some columns of gradients, each with those of its row that come before in this part, [BLOCK_K, BLOCK_W]."""
+    o_w = w + tl.arange(0, BLOCK_W)
+    m_gradient = m_k[:, None] & (o_w < WIDTH)
+    b_gradient = tl.load(p_gradient + b_order[:, None] * WIDTH + o_w, mask=m_gradient, other=0)
+    b_first = tl.broadcast_to(m_first.to(tl.int32)[:, None], BLOCK_K, BLOCK_W)
+    _, b_sum = tl.associative_scan((b_first, b_gradient.to(tl.float32)), 0, _add_up)
+    return b_sum
 
 
 @triton.jit
@@ -132,27 +135,66 @@ def _sum(
     BLOCK_W: tl.constexpr,
 ):
     part = tl.program_id(0).to(tl.int64)
-    o_k, o_w = part * BLOCK_K + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_W)
-    m_k, m_w = o_k < count, o_w < WIDTH
+    o_k = part * BLOCK_K + tl.arange(0, BLOCK_K)
+    m_k = o_k < count
     # [BLOCK_K]
     b_key = tl.load(p_keys + o_k, mask=m_k, other=-1)
     m_first = b_key != tl.load(p_keys + o_k - 1, mask=m_k & (o_k > 0), other=-1)
     m_last = b_key != tl.load(p_keys + o_k + 1, mask=o_k + 1 < count, other=-1)
     b_order = tl.load(p_order + o_k, mask=m_k, other=0)
     m_k = m_k & (b_key < rows)
-    # [BLOCK_K, BLOCK_W], sums of what came before in this part as well
-    b_gradient = tl.load(p_gradient + b_order[:, None] * WIDTH + o_w, mask=m_k[:, None] & m_w, other=0)
-    b_first = tl.broadcast_to(m_first.to(tl.int32)[:, None], BLOCK_K, BLOCK_W)
-    b_first, b_sum = tl.associative_scan((b_first, b_gradient.to(tl.float32)), 0, _add_up)
-    m_begun, m_end = tl.max(b_first, 1) != 0, m_last | (o_k == part * BLOCK_K + BLOCK_K - 1)
-    # what began in a part before, and what began here and goes on
-    o_part = (2 * part + m_begun.to(tl.int64))[:, None] * WIDTH + o_w
-    m_part = m_k & m_end & ((m_begun & m_last) == 0)
-    tl.store(p_parts + o_part, b_sum, mask=m_part[:, None] & m_w)
-    b_row = b_key
+    m_begun = b_key != tl.load(p_keys + part * BLOCK_K - 1, mask=part > 0, other=-1)
+    m_whole, m_end = m_k & m_begun & m_last, m_last | (o_k == part * BLOCK_K + BLOCK_K - 1)
+    b_row, b_rate = b_key, tl.full([BLOCK_K], 0, tl.float32) + lr
     if p_slots is not None:
         b_row = tl.load(p_slots + o_k, mask=m_k, other=0)
-    _finish(p_out, p_total, b_row, b_sum, m_k & m_begun & m_last, lr, eps, p_slots is not None, WIDTH, BLOCK_W)
+    if (p_total is not None) & (WIDTH > BLOCK_W):  # the rate depends on all columns
+        b_square = tl.zeros([BLOCK_K], tl.float32)
+        for w in range(0, WIDTH, BLOCK_W):
+            b_sum = _sums(p_gradient, b_order, m_first, m_k, w, WIDTH, BLOCK_K, BLOCK_W)
+            b_square += tl.sum(b_sum * b_sum, 1)
+        b_rate = _grown(p_total, b_row, b_square / WIDTH, m_whole, lr, eps)
+    for w in range(0, WIDTH, BLOCK_W):
+        # [BLOCK_K, BLOCK_W]
+        b_sum = _sums(p_gradient, b_order, m_first, m_k, w, WIDTH, BLOCK_K, BLOCK_W)
+        # what began in a part before, and what began here and goes on
+        o_w = w + tl.arange(0, BLOCK_W)
+        o_part = (2 * part + m_begun.to(tl.int64))[:, None] * WIDTH + o_w
+        m_part = (m_k & m_end & (m_whole == 0))[:, None] & (o_w < WIDTH)
+        tl.store(p_parts + o_part, b_sum, mask=m_part)
+        if (p_total is not None) & (WIDTH <= BLOCK_W):
+            b_rate = _grown(p_total, b_row, tl.sum(b_sum * b_sum, 1) / WIDTH, m_whole, lr, eps)
+        _update(p_out, b_row, b_sum, m_whole, b_rate, w, p_slots is not None, WIDTH)
+
+
+@triton.jit
+def _joined(
+    p_parts,
+    p_keys,
+    key,
+    part,
+    end,
+    w,
+    WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Sum some columns of what began in a part and goes on in those behind, [1, BLOCK_W]."""
+    o_w = w + tl.arange(0, BLOCK_W)
+    m_w = o_w < WIDTH
+    b_sum = tl.load(p_parts + (2 * part + 1) * WIDTH + o_w, mask=m_w, other=0)
+    n = part + 1
+    while n < end:
+        o_j = n + tl.arange(0, BLOCK_J)
+        # [BLOCK_J]
+        m_j = tl.load(p_keys + o_j * BLOCK_K, mask=o_j < end, other=-1) == key
+        # [BLOCK_J, BLOCK_W]
+        b_sum += tl.sum(tl.load(p_parts + 2 * o_j[:, None] * WIDTH + o_w, mask=m_j[:, None] & m_w, other=0), 0)
+        found = tl.sum(m_j.to(tl.int32), 0)
+        n += found
+        end = tl.where(found < BLOCK_J, n, end)
+    return b_sum[None, :]
 
 
 @triton.jit
@@ -172,28 +214,25 @@ def _join(
     BLOCK_W: tl.constexpr,
 ):
     part = tl.program_id(0).to(tl.int64)
-    o_w, next_ = tl.arange(0, BLOCK_W), (part + 1) * BLOCK_K
+    next_, end = (part + 1) * BLOCK_K, tl.cdiv(count, BLOCK_K).to(tl.int64)
     key = tl.load(p_keys + next_ - 1)
     goes_on = tl.load(p_keys + next_) == key
     begins = tl.load(p_keys + part * BLOCK_K - 1, mask=part > 0, other=-1) != key
     if goes_on & begins & (key < rows):
-        b_sum = tl.load(p_parts + (2 * part + 1) * WIDTH + o_w, mask=o_w < WIDTH, other=0)
-        n, end = part + 1, tl.cdiv(count, BLOCK_K).to(tl.int64)
-        while n < end:
-            o_j = n + tl.arange(0, BLOCK_J)
-            # [BLOCK_J]
-            m_j = tl.load(p_keys + o_j * BLOCK_K, mask=o_j < end, other=-1) == key
-            # [BLOCK_J, BLOCK_W]
-            o_part = 2 * o_j[:, None] * WIDTH + o_w
-            b_sum += tl.sum(tl.load(p_parts + o_part, mask=m_j[:, None] & (o_w < WIDTH), other=0), 0)
-            found = tl.sum(m_j.to(tl.int32), 0)
-            n += found
-            end = tl.where(found < BLOCK_J, n, end)
         row = key
         if p_slots is not None:
             row = tl.load(p_slots + next_)
         b_row, m_row = tl.full([1], 0, tl.int64) + row, tl.full([1], 1, tl.int1)
-        _finish(p_out, p_total, b_row, b_sum[None, :], m_row, lr, eps, p_slots is not None, WIDTH, BLOCK_W)
+        b_rate = tl.full([1], 0, tl.float32) + lr
+        if p_total is not None:
+            b_square = tl.zeros([1], tl.float32)
+            for w in range(0, WIDTH, BLOCK_W):
+                b_sum = _joined(p_parts, p_keys, key, part, end, w, WIDTH, BLOCK_K, BLOCK_J, BLOCK_W)
+                b_square += tl.sum(b_sum * b_sum, 1)
+            b_rate = _grown(p_total, b_row, b_square / WIDTH, m_row, lr, eps)
+        for w in range(0, WIDTH, BLOCK_W):
+            b_sum = _joined(p_parts, p_keys, key, part, end, w, WIDTH, BLOCK_K, BLOCK_J, BLOCK_W)
+            _update(p_out, b_row, b_sum, m_row, b_rate, w, p_slots is not None, WIDTH)
 
 
 def rows(table: Tensor, index: Tensor) -> Tensor:
@@ -293,7 +332,7 @@ def _summed(
     eps: float,
 ) -> None:
     count, width = len(keys), gradient.shape[-1]
-    block_w = triton.next_power_of_2(width)
+    block_w = min(COLUMNS, triton.next_power_of_2(width))
     blocks = {"WIDTH": width, "BLOCK_W": block_w, "BLOCK_K": max(LEAST, min(SUMMED // block_w, MOST))}
     parts = triton.cdiv(count, blocks["BLOCK_K"])
     sums = gradient.new_empty(2 * parts, width, dtype=torch.float32)
