@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,7 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
         # out, and for a step the gradient in and the numbers read and written again
         "bytes_moved": 4 * tables.dim * lookups * (2 if work == "forward" else 5),
     }
-    calls, launches = {}, {}
+    calls, launches, pool = {}, {}, torch.cuda.graph_pool_handle() if gradient.is_cuda else None
     for place, run in enumerate(timed):
         # ways that share a table start at different batches: no one reads what another has just brought to the cache
         start = place * len(batches) // len(timed)
@@ -199,7 +200,7 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
         prepared = [run.lookup.prepare(b) for b in (own if run.contestant.family in LARGE else own[:SMALL_ROTATION])]
         try:
             with torch.inference_mode(work == "forward"):
-                calls[place], launches[place] = _call(run.lookup, prepared, gradient, work)
+                calls[place], launches[place] = _call(run.lookup, prepared, gradient, work, pool)
         except torch.OutOfMemoryError as error:
             reason = f"not timed, {work} at batch {batch:,}: {str(error).partition('.')[0]}"
             run.samples.append(about | {"reason": reason})
@@ -231,35 +232,41 @@ def _needed(run: Run, tables: Tables, batch: int, unique: int, work: str) -> int
     return forward if work == "forward" else forward + out + 2 * touched
 
 
-def _call(lookup: Lookup, prepared: Sequence[Any], gradient: Tensor, work: str) -> tuple[Callable[[], Any], str]:
+def _call(
+    lookup: Lookup, prepared: Sequence[Any], gradient: Tensor, work: str, pool: Any
+) -> tuple[Callable[[], Any], str]:
     """Return what takes the next of the batches, and whether a GPU replays it as a CUDA graph."""
-
-    def take(batch: Any) -> Any:
-        return lookup.forward(batch) if work == "forward" else lookup.step(batch, gradient)
-
+    calls = [partial(lookup.forward, b) if work == "forward" else partial(lookup.step, b, gradient) for b in prepared]
+    launch = "eager"
     if gradient.is_cuda:
-        take(prepared[0])
+        calls[0]()
         with suppress(RuntimeError):  # what waits for the device cannot be captured
-            pool = torch.cuda.graph_pool_handle()  # they run in turn, and may write where others have
-            graphs = cycle([captured(lambda batch=batch: take(batch), pool) for batch in prepared])
-            return lambda: next(graphs).replay(), GRAPH
+            calls, launch = [captured(call, pool) for call in calls], GRAPH
         torch.cuda.synchronize()
-    turn = cycle(prepared)
-    return lambda: take(next(turn)), "eager"
+    turn = cycle(calls)
+    return lambda: next(turn)(), launch
 
 
-def captured(call: Callable[[], Any], pool: Any = None) -> torch.cuda.CUDAGraph:
-    """Capture a call on a GPU, after it has run: it must not wait for the device, and its tensors must stay."""
+def captured(call: Callable[[], Any], pool: Any = None) -> Callable[[], None]:
+    """Capture a call on a GPU as a CUDA graph, after it has run, and return what replays it.
+
+    It must not wait for the device. Graphs of one `pool` may write over each other's results.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # kernels that are compiled or chosen by a first call must be there
         for _ in range(2):
             call()
     torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.empty_cache()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
         call()
-    return graph
+
+    def replay(_: Any = call) -> None:  # a graph does not keep what it reads
+        graph.replay()
+
+    return replay
 
 
 def drawn_ids(

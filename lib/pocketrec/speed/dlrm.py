@@ -153,13 +153,13 @@ def _on_gpu_at(
 def _captured(make: Callable[..., Callable[[], Any]], model: DLRM, batches: Sequence[Tensor]) -> Callable[[], Any]:
     """Capture what `make` makes over ids in one place; return what copies the next ones there and replays."""
     held, turn = batches[0].clone(), cycle(batches)
-    graph = captured(make(model, [held]))
+    replay = captured(make(model, [held]))
 
-    def replay() -> None:
+    def next_one() -> None:
         held.copy_(next(turn))
-        graph.replay()
+        replay()
 
-    return replay
+    return next_one
 
 
 class _Hosted(Rival):
