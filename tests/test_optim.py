@@ -59,14 +59,18 @@ def test_accumulators_of_bfloat16_go_on_growing(sparse):
     assert (optim.state[table]["sum"][1] == 600).all()
 
 
-def test_state_survives_a_round_trip():
-    table = torch.randn(6, 4, requires_grad=True)
-    optim = RowwiseAdagrad([table])
-    F.embedding(IDS, table, sparse=True).sum().backward()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_survives_a_round_trip(dtype):
+    table, untouched = (torch.randn(6, 4).to(dtype).requires_grad_() for _ in range(2))
+    optim = RowwiseAdagrad([untouched, table])
+    F.embedding(IDS, table, sparse=True).float().square().sum().backward()
     optim.step()
-    other = RowwiseAdagrad([table])
+    other = RowwiseAdagrad([untouched, table])
     other.load_state_dict(optim.state_dict())
+    assert other.state[table]["sum"].dtype == torch.float32 and "sum" not in other.state[untouched]
     assert torch.equal(other.state[table]["sum"], optim.state[table]["sum"])
+    optim.state[table]["sum"].zero_()
+    assert other.state[table]["sum"].any()
 
 
 class Largest(TorchDispatchMode):

@@ -7,6 +7,7 @@ with the same result to rounding.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,13 @@ class RowwiseAdagrad(torch.optim.Optimizer):
                 self.train_rows(parameter, parameter.grad._indices()[0], parameter.grad._values())
             else:
                 self._elements(parameter)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take accumulators over as they were saved: torch would round them to the type of their parameters."""
+        super().load_state_dict(state_dict)
+        for place, parameter in enumerate(self.param_groups[0]["params"]):
+            if place in state_dict["state"]:
+                self.state[parameter]["sum"] = state_dict["state"][place]["sum"].to(parameter.device, copy=True)
 
     def train_rows(self, table: Tensor, index: Tensor, gradient: Tensor) -> None:
         """Apply the gradients of rows that were read, [...] and [..., width]; a row may occur often."""

@@ -341,5 +341,5 @@ def test_in_bfloat16(method, table_optimizer, tmp_path):
     assert losses[-1] < losses[0]
     written = embeddings.save(module.deploy(), tmp_path / "e.safetensors")
     loaded = embeddings.load(tmp_path / "e.safetensors")
-    assert written == module.deploy().storage().inference_bytes
+    assert written == module.deploy().storage().inference_bytes == module.storage().inference_bytes
     assert loaded(ids).dtype == torch.bfloat16 and torch.equal(loaded(ids), module.deploy()(ids))

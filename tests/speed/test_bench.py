@@ -136,6 +136,44 @@ def test_the_whole_model_has_a_floor(monkeypatch):
     assert set(frame.work) == {"training step", "request"} and (frame.ms > 0).all()
 
 
+def test_models_of_a_gpu_are_timed_launched_and_captured(monkeypatch):
+    monkeypatch.setattr(dlrm, "captured", lambda call: call)
+    monkeypatch.setitem(dlrm.METHODS["tt_rec rank 32"], "tables", 1)
+    frame = dlrm.on_gpu(TABLES.cardinalities, options(), 16, [8])
+    names = [dlrm.FLOOR, dlrm.BAGS, *dlrm.METHODS]
+    assert set(frame.embedding) == {*names, *(f"{name}, {bench.GRAPH}" for name in names), dlrm.HOSTED}
+    answers = {("answers", 8), ("request", 1)}
+    assert set(zip(frame.work, frame.batch, strict=True)) == answers | {("training step", 8)}
+    hosted = frame[frame.embedding == dlrm.HOSTED]
+    assert set(zip(hosted.work, hosted.batch, strict=True)) == answers and (frame.ms > 0).all()
+    speed = report.Speed(
+        pd.DataFrame(samples("pocketrec", [1.0])), frame, pd.DataFrame(), {"device": "H200", "copy_gb_s": 1.0}
+    )
+    assert sum(bool(ax.lines or ax.collections) for ax in report.model(speed).axes) == 3
+    found = report.bars(speed).set_index("bar")["measured"]
+    assert found[f"DLRM, answers, batch 8, robe against {dlrm.HOSTED}"] > 0
+
+
+def test_the_table_in_main_memory_looks_up_the_same_rows():
+    ids = torch.tensor([[1, 2, 0], [0, 5, 3]]) % torch.tensor(TABLES.cardinalities)[:3]
+    tables = Tables(TABLES.cardinalities[:3], 16)
+    exact = torch.nn.functional.embedding(ids + tables.offsets, tables.weight)
+    assert torch.equal(dlrm._Hosted(tables, "cpu")(ids), exact)
+
+
+def test_on_a_gpu_bars_are_shares_of_a_copy():
+    at = {"dim": 128, "batch": 65_536}
+    rows = samples("pocketrec", [1.0], work="forward", bytes_needed=3e9, launch="CUDA graph", **at)
+    rows += samples("pocketrec", [3.0], work="step", bytes_needed=7e9, launch="CUDA graph", **at)
+    machine = {"device": "H200", "copy_gb_s": 4000.0}
+    speed = report.Speed(pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame(), machine)
+    table = report.bars(speed).set_index("bar")
+    assert table.loc["Full table, forward, share of a copy's speed", "measured"] == 0.75
+    assert table.loc["Full table, backward and update, share of a copy's speed", "measured"] == 0.5
+    assert table.loc["ROBE-32, forward, share of a copy's speed", "verdict"] == "not measured"
+    assert report.times(speed, dim=128).share_of_copy.max() == 0.75 and report.roofline(speed, 65_536).axes
+
+
 def test_what_reading_costs_is_a_share_of_an_epoch(tiny):
     found = dlrm.reading(tiny, rows=2000, batch=64)
     assert found["reading_steps"] == 32 and found["reading_step_ms"] > 0

@@ -156,6 +156,12 @@ class Embedding(nn.Module):
         """Bytes of the tensors that `deploy()` keeps, by name; those of this module where both are the same."""
         return tensor_bytes(self)
 
+    def planned_tensors(self) -> dict[str, int]:
+        """Bytes of the inference form by the size formula, in this instance's type of floats, by name."""
+        size = next(self.parameters()).element_size()
+        kept = self.stored(self.cardinalities, self.dim, **self.config)
+        return {name: (s if s.kind == "fixed" else s._replace(itemsize=size)).bytes() for name, s in kept.items()}
+
     def deploy(self, quantize: Quantize | None = None) -> Embedding:
         """Return the inference form: same outputs to rounding, or to the precision of `int8` or `int4` codes."""
         deployed = self.folded().eval().requires_grad_(False)

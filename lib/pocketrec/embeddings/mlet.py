@@ -91,8 +91,7 @@ class MLET(Embedding):
     def inference_tensors(self) -> dict[str, int]:
         if not self.config["hidden"]:
             return super().inference_tensors()
-        kept = self.stored(self.cardinalities, self.dim, **self.config)
-        return {name: stored.bytes() for name, stored in kept.items()}
+        return self.planned_tensors()
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         table = self.table.weight.split(self.cardinalities)[feature][rows]

@@ -202,9 +202,7 @@ class Pruning(Embedding):
         return served
 
     def inference_tensors(self) -> dict[str, int]:
-        if self.served:
-            return tensor_bytes(self)
-        return {name: s.bytes() for name, s in self.stored(self.cardinalities, self.dim, **self.config).items()}
+        return tensor_bytes(self) if self.served else self.planned_tensors()
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         start = sum(self.cardinalities[:feature])

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from pocketrec.errors import UserError
 from pocketrec.report.plots import ALARM, FULL, INK, MUTED, colour, house_style, panels, put_title, sentence
@@ -43,6 +44,8 @@ class Speed:
     def __post_init__(self) -> None:
         self.medians = medians(self.samples)
         self.medians["share_of_copy"] = self.medians.pop("gb_s_needed") / self.machine.get("copy_gb_s", float("nan"))
+        if self.on_gpu:  # known indices gain nothing there
+            self.medians["share_of_limit"] = float("nan")
 
     @property
     def on_gpu(self) -> bool:
@@ -251,7 +254,7 @@ def _gpu_bars(speed: Speed) -> Iterable[tuple[str, str, float, float | None, str
 def _gpu_model_bars(dlrm: pd.DataFrame) -> Iterable[tuple[str, str, float, float | None, str]]:
     robe, full = f"robe, {GRAPH}", f"full, {GRAPH}"
     ms = dlrm.groupby(["work", "batch", "embedding"])["ms"].median() if len(dlrm) else pd.Series(dtype=float)
-    largest = dlrm["batch"].max() if len(dlrm) else 0
+    largest = dlrm["batch"].max() if len(dlrm) else 65_536
     for work in ("answers", "training step"):
         for rival, need in ((HOSTED, 3.1), (BAGS, 1), (full, 1)):
             if work == "answers" or rival != HOSTED:
@@ -456,20 +459,30 @@ def model(speed: Speed) -> Figure:
 
 
 def _model_on_gpu(dlrm: pd.DataFrame) -> Figure:
-    """Draw what each launch of a model takes, that of the MLPs alone in grey, by work and batch."""
+    """Draw what a model takes, launched by torch (rings) and as a CUDA graph (dots), by work and batch."""
     ms = dlrm.groupby(["work", "batch", "embedding"])["ms"].median()
     points = ms.index.droplevel("embedding").unique().sort_values()
-    figure, axes = panels(len(points), 5.4, 3.4, columns=2)
+    figure, axes = panels(len(points), 5.4, 2.9, columns=2)
     for ax, (work, batch) in zip(axes, points, strict=True):
-        times = ms[work, batch].sort_values(ascending=False)
-        graph = times.index.str.endswith(GRAPH)
-        floor = pd.Series(times["MLPs only"], times.index).mask(graph, times.get(f"MLPs only, {GRAPH}"))
-        ax.barh(times.index, times, color=[colour("robe") if "robe" in name else FULL[0] for name in times.index])
-        ax.barh(times.index, floor.clip(upper=times), color="#c3cad1")
-        ax.set(xlabel="Time (ms)", xscale="log")
+        graph = ms.index.get_level_values("embedding").str.endswith(GRAPH)
+        eager, replayed = (
+            ms[~graph][work, batch],
+            ms[graph][work, batch].rename(lambda name: name.removesuffix(f", {GRAPH}")),
+        )
+        order = eager.sort_values(ascending=False).index
+        hues = [colour("robe") if name == "robe" else FULL[0] for name in order]
+        ax.hlines(order, replayed.reindex(order), eager[order], color=hues, linewidth=1, alpha=0.5)
+        ax.scatter(eager[order], order, facecolor="white", edgecolor=hues, s=34, zorder=3, label="launched by torch")
+        ax.scatter(replayed.reindex(order), order, color=hues, s=34, zorder=3, label=GRAPH)
+        ax.set(xlabel="Time (ms)", xscale="log", ylim=(-0.6, len(order) - 0.4))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.tick_params(axis="y", length=0)
+        ax.grid(axis="x")
         ax.grid(False, axis="y")
-        best = times[graph]
-        gain = best.get(f"full, {GRAPH}", float("nan")) / best.get(f"robe, {GRAPH}", float("nan"))
-        put_title(ax, f"{work.capitalize()}, batch {batch:,}: robe {gain:.2g} times as fast as full, as graphs", 52)
+        gain = replayed["full"] / replayed["robe"]
+        put_title(ax, f"{work.capitalize()}, batch {batch:,}: robe {gain:.2g} times as fast as full", 52)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure

@@ -183,15 +183,8 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
     gradient *= 1e-4
     timed = [run for run in runs if run.lookup and (work == "forward" or run.lookup.step)]
     lookups = batch * len(tables.cardinalities)
-    about = {
-        "batch": batch,
-        "ids": ids,
-        "work": work,
-        "lookups": lookups,
-        # out, and for a step the gradient in and the numbers read and written again
-        "bytes_moved": 4 * tables.dim * lookups * (2 if work == "forward" else 5),
-    }
-    calls, launches, pool = {}, {}, torch.cuda.graph_pool_handle() if gradient.is_cuda else None
+    about = {"batch": batch, "ids": ids, "work": work, "lookups": lookups}
+    calls, launches, abouts, pool = {}, {}, {}, torch.cuda.graph_pool_handle() if gradient.is_cuda else None
     for place, run in enumerate(timed):
         # ways that share a table start at different batches: no one reads what another has just brought to the cache
         start = place * len(batches) // len(timed)
@@ -207,12 +200,15 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
     unique = _unique(batches[0], tables)
     with torch.inference_mode(work == "forward"):
         taken = rounds(calls, options)
+    for place in calls:
+        # out, and for a step the gradient in and the numbers read and written again
+        moved = timed[place].lookup.itemsize * tables.dim * lookups * (2 if work == "forward" else 5)
+        needed = _needed(timed[place], tables, batch, unique, work)
+        abouts[place] = about | {"bytes_moved": moved, "bytes_needed": needed, "launch": launches[place]}
     for round_ in taken:
         for place, ms in round_.ms.items():
             timed[place].samples.append(
-                about
-                | {"bytes_needed": _needed(timed[place], tables, batch, unique, work), "launch": launches[place]}
-                | {"ms": ms, "foreign": round_.foreign, "core_to_core_ns": round_.core_to_core_ns}
+                abouts[place] | {"ms": ms, "foreign": round_.foreign, "core_to_core_ns": round_.core_to_core_ns}
             )
 
 
@@ -227,7 +223,7 @@ def _needed(run: Run, tables: Tables, batch: int, unique: int, work: str) -> int
     size, row = lookup.memory or (held or full_bytes(tables.cardinalities, tables.dim), 4 * tables.dim)
     touched = min(size, unique * row)
     paired = run.contestant.family == "pairs"
-    out = 4 * batch * (features * (features - 1) // 2 if paired else features * tables.dim)
+    out = lookup.itemsize * batch * (features * (features - 1) // 2 if paired else features * tables.dim)
     forward = 8 * batch * features + out + touched
     return forward if work == "forward" else forward + out + 2 * touched
 

@@ -77,6 +77,7 @@ class Lookup:
         weights: what `expected` depends on and a step changes.
         prepare: brings ids into the layout that this way wants, before the clock starts.
         memory: the bytes of all that may be read, and of a row; of `weights` in float32 rows where it is not said.
+        itemsize: bytes of a number of output and gradient.
         module: the method, where it is one of this project's.
     """
 
@@ -86,6 +87,7 @@ class Lookup:
     weights: list[Tensor]
     prepare: Callable[[Tensor], Any] = lambda ids: ids
     memory: tuple[int, int] | None = None
+    itemsize: int = 4
     module: Embedding | None = None
 
 
@@ -204,7 +206,7 @@ def lower(tables: Tables, checked: int = 1 << 14) -> Lookup:
         place = (ids + start).unique(return_inverse=True)[1]
         return (F.embedding(ids + start, weight).float() + F.embedding(place, change)).bfloat16()
 
-    return Lookup(own.forward, step, expected, [change], memory=(2 * weight.numel(), 2 * tables.dim))
+    return Lookup(own.forward, step, expected, [change], memory=(2 * weight.numel(), 2 * tables.dim), itemsize=2)
 
 
 def quantized(tables: Tables, quantize: str) -> Lookup:
@@ -359,7 +361,7 @@ HASHES = ("multiply_shift", "universal")
 
 def table_contestants(dim: int, full: bool) -> Iterator[Contestant]:
     """Yield what embeds all features, without the rivals from elsewhere."""
-    yield Contestant("table", LIMIT, limit)
+    yield Contestant("table", LIMIT, limit, only="cpu")
     yield Contestant("table", OURS, lambda t: ours("full", t))
     yield Contestant("table", LOWER, lower)
     yield Contestant("table", PLAIN, lambda t: ours("full", t, PLAIN))
@@ -403,7 +405,7 @@ def _robe_contestants(dim: int, full: bool) -> Iterator[Contestant]:
                     yield contestant(OURS, ratio, z, hash)
                     if hash == HASHES[0] and z > 1:
                         reads = {"ratio": ratio, "block_size": z}
-                        yield Contestant("robe", LIMIT, lambda t, r=reads: limit(t, **r), **reads)
+                        yield Contestant("robe", LIMIT, lambda t, r=reads: limit(t, **r), only="cpu", **reads)
         yield contestant(PLAIN, 1000, min(dim, 16), hash)
         if full or hash == "multiply_shift":  # the exact hash takes a minute to compile
             yield contestant(COMPILED, 1000, min(dim, 16), hash)

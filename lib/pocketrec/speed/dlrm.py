@@ -174,7 +174,7 @@ class _Hosted(Rival):
     def forward(self, ids: Tensor) -> Tensor:
         weight, starts = self.table
         if ids.shape not in self.pages:
-            self.pages[ids.shape] = torch.empty(ids.numel(), self.out_dim, pin_memory=True)
+            self.pages[ids.shape] = torch.empty(ids.numel(), self.out_dim, pin_memory=torch.cuda.is_available())
         rows = self.pages[ids.shape]
         synchronize()  # the last rows have left
         torch.index_select(weight, 0, (ids + starts).flatten(), out=rows)
