@@ -4,7 +4,8 @@ Where triton is missing `library` returns None and plain PyTorch serves. A kerne
 its tensors: what an index outside them names is read as zeros and never written, since a device cannot raise.
 
 The tests run them on a GPU where there is one, else in Triton's interpreter, and compile them for compute capabilities
-8.0, 9.0 and 10.0. Their tiles are chosen by measurements on an H200.
+8.0, 9.0 and 10.0. Tiles of rows, blocks and interaction are chosen by measurements on an H200, those of tensor trains
+and projections by arithmetic and by what the compiler makes of them.
 """
 
 from __future__ import annotations
@@ -52,9 +53,12 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
             kernel[(programs,)](*arguments, **constants)
 
 
-def precision() -> str:
-    """Return how exact products of float32 matrices are that torch allows: nearly so, by three of TF32, or as TF32."""
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+def precision(exact: str = "tf32x3") -> str:
+    """Return how products of float32 matrices are made: as TF32 where torch allows it, else `exact`.
+
+    `tf32x3` is three products of TF32, as exact as float32 but for the last two bits, `ieee` one without matrix units.
+    """
+    return exact if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def piece_of(count: int, least: int) -> int:

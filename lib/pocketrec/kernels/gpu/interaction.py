@@ -3,8 +3,8 @@
 One program a sample; its vectors never leave the chip. What moves is ids, the first vector, the numbers looked up (from
 the L2 cache where a ROBE array fits it) and the products; blocks are placed by a launch before, 16 bytes a block. With
 26 features and vectors of 128 numbers, rows move 2.1 kB a sample beside the lookups, blocks of 32 numbers 3.8 kB;
-embeddings written and read again would be 27 kB more. Products are float32 unless torch allows
-TF32 (`torch.set_float32_matmul_precision`).
+embeddings written and read again would be 27 kB more. Products are as exact as torch asks
+(`torch.set_float32_matmul_precision`, `gpu.precision`).
 """
 
 import torch

@@ -5,8 +5,8 @@ To read moves index, rows and matrices once, and writes each product once: rows 
 To train sums the gradients of a row first, as narrow as they are (`gather.sums`), so that each row that occurs is
 multiplied, read and written once, with its accumulator. A program takes some hundred of the rows in the order of their
 tables, and writes one sum of the gradient of a matrix for each table that it meets; those are summed in turn. No
-atomics: the same bits every time, as long as no row is of two tables. Sums and products are float32 unless torch allows
-TF32 (`torch.set_float32_matmul_precision`).
+atomics: the same bits every time, as long as no row is of two tables. Sums are float32, products as torch allows
+(`torch.set_float32_matmul_precision`, `gpu.precision`).
 
 Matrices are on chip whole: `tiles` says which are small enough.
 """

@@ -8,8 +8,8 @@ again.
 To train gives a program some hundred sorted lookups. It writes the gradients of their slices of the outer cores, one of
 each a lookup, (q_1 + q_3) rank numbers, and the sum of those of the middle core, one for each slice that it meets:
 what [lookups, rank q_2 rank] numbers would be is never written. `gather.train_rows` then sums what belongs to
-one slice. No atomics: the same bits every time. Cores, sums and products are float32 unless torch allows TF32
-(`torch.set_float32_matmul_precision`).
+one slice. No atomics: the same bits every time. Cores and sums are float32, products as torch allows
+(`torch.set_float32_matmul_precision`, `gpu.precision`): to read makes them without matrix units, which is then faster.
 
 Three cores are read and trained, two are read, as long as `tiles` finds room on chip for them.
 """
@@ -258,7 +258,7 @@ def multiply(
     cores: Sequence[Tensor], ids: Tensor, tables: Tensor | None, radices: Tensor, factors: Sequence[int]
 ) -> Tensor:
     """Read rows of two or three cores, as `pocketrec.kernels.tensor_train.multiply` does; zeros for an id outside."""
-    out, shape = cores[0].new_empty(*ids.shape, prod(factors)), _constants(cores, factors)
+    out, shape = cores[0].new_empty(*ids.shape, prod(factors)), _constants(cores, factors, "ieee")
     first, middle, last = cores if len(cores) == 3 else (cores[0], None, cores[1])
     index, count = _placed(ids, tables, radices), ids.numel()
     slices, order, ends, piece = index[1], None, None, 1 if len(cores) == 3 else shape["BLOCK_N"]
@@ -283,7 +283,7 @@ def train(
     eps: float,
 ) -> None:
     """Train `targets`, which may be the cores, in place by the gradient at the three cores."""
-    count, shape = ids.numel(), _constants(cores, factors)
+    count, shape = ids.numel(), _constants(cores, factors, "tf32x3")
     if not count:
         return
     index = _placed(ids, tables, radices)
@@ -317,5 +317,5 @@ def _sorted(slices: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return slices, order, torch.searchsorted(slices, torch.arange(-1, count, device=slices.device), right=True)
 
 
-def _constants(cores: Sequence[Tensor], factors: Sequence[int]) -> dict[str, int | str]:
-    return tiles(cores[0].shape[1] // factors[0], *factors) | {"PRECISION": precision()}
+def _constants(cores: Sequence[Tensor], factors: Sequence[int], exact: str) -> dict[str, int | str]:
+    return tiles(cores[0].shape[1] // factors[0], *factors) | {"PRECISION": precision(exact)}
