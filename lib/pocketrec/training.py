@@ -124,7 +124,7 @@ def fit(
         updates: `fused` applies the gradients of tables where they arise, `autograd` makes them first; the results
             agree to rounding.
         precision: of the MLPs' and the interaction's products: `float32`, or `bf16`, which takes half the time on
-            processors that have it. Weights, updates and scores are float32.
+            processors that have it, and many times as long on others. Weights, updates and scores are float32.
         keep: `best` puts back the weights of the evaluation with the highest validation AUC, `last` does not.
         seed: of the order of the rows.
         train_rows: use only that many leading training rows; 0 means all.

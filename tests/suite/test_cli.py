@@ -4,6 +4,10 @@ import subprocess
 import sys
 import time
 
+import pytest
+
+from pocketrec.suite import doctor
+
 SUITE = "title: Two methods\ngrid: {method: [robe, full], dataset: tiny}\n"
 
 
@@ -40,3 +44,11 @@ def test_a_users_error_is_one_sentence(root):
 def test_a_suite_outside_the_parameters(root):
     file = root.write("elsewhere/own.yaml", SUITE)
     assert "robe/tiny/r100-s0" in root.call("plan", str(file))[1]
+
+
+@pytest.mark.parametrize(("flags", "value"), [({"avx2"}, "emulated"), ({"amx_bf16", "avx2"}, "by the processor")])
+def test_the_doctor_says_where_bf16_is_slow(flags, value, monkeypatch):
+    monkeypatch.setattr(doctor, "_instructions", lambda: flags)
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    (found,) = [line for line in doctor.findings() if line[0] == "bf16"]
+    assert found[1] == value and bool(found[2]) == (value == "emulated")
