@@ -154,6 +154,17 @@ def test_models_of_a_gpu_are_timed_launched_and_captured(monkeypatch):
     assert found[f"DLRM, answers, batch 8, robe against {dlrm.HOSTED}"] > 0
 
 
+def test_a_way_that_would_need_more_memory_than_there_is_is_not_timed(monkeypatch):
+    monkeypatch.setattr(bench, "INDEXED", {"forward": 12, "step": 1e12})
+    frame = bench.bench(TABLES.cardinalities, options(dims=(16,), families=["robe"]))
+    plain = frame[frame.route == "plain PyTorch"]
+    assert (
+        set(plain[plain.ms.notna()].work) == {"forward"}
+        and plain.reason.dropna().str.startswith("not timed, step").any()
+    )
+    assert set(frame[frame.ms.notna() & (frame.route == "pocketrec")].work) == {"forward", "step"}
+
+
 def test_the_table_in_main_memory_looks_up_the_same_rows():
     ids = torch.tensor([[1, 2, 0], [0, 5, 3]]) % torch.tensor(TABLES.cardinalities)[:3]
     tables = Tables(TABLES.cardinalities[:3], 16)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from pocketrec.embeddings.base import full_bytes
 from pocketrec.measure import ROTATED_BATCHES, synchronize, zipf_ids
 from pocketrec.speed import contestants, machine, rivals
-from pocketrec.speed.contestants import LR, Contestant, Lookup, Tables, Unavailable
+from pocketrec.speed.contestants import LR, Contestant, Lookup, Tables, Unavailable, fits
 
 DIMS, BATCHES, IDS = (16, 64, 128), (1, 64, 2048, 65_536), ("zipf", "uniform")
 QUICK = {"dims": (16,), "batches": (2048,), "ids": IDS}
@@ -39,6 +39,7 @@ WORKS = ("forward", "step")
 GRAPH = "CUDA graph"
 FOREIGN = 0.1  # cores that others may use while a round runs
 SAMPLE_SECONDS = 0.006
+INDEXED = {"forward": 12, "step": 30}  # embeddings that take as much as what indexes each element does meanwhile
 MOST_LOOKUPS = 64 * 2048  # samples of all rotating batches: more than this is out of any cache anyway
 
 
@@ -192,10 +193,12 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
         # the other families' numbers fit a cache, or nearly, whatever is asked of them
         prepared = [run.lookup.prepare(b) for b in (own if run.contestant.family in LARGE else own[:SMALL_ROTATION])]
         try:
+            if run.contestant.family == "robe" and run.contestant.route not in (contestants.OURS, contestants.LIMIT):
+                fits(INDEXED[work] * gradient.nbytes, tables.device)
             with torch.inference_mode(work == "forward"):
                 calls[place], launches[place] = _call(run.lookup, prepared, gradient, work, pool)
-        except torch.OutOfMemoryError as error:
-            reason = f"not timed, {work} at batch {batch:,}: {str(error).partition('.')[0]}"
+        except (Unavailable, torch.OutOfMemoryError) as error:
+            reason = f"not timed, {work} at batch {batch:,}: {str(error).partition(chr(10))[0]}"
             run.samples.append(about | {"reason": reason})
     unique = _unique(batches[0], tables)
     with torch.inference_mode(work == "forward"):
