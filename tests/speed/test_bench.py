@@ -139,7 +139,7 @@ def test_the_whole_model_has_a_floor(monkeypatch):
 def test_models_of_a_gpu_are_timed_launched_and_captured(monkeypatch):
     monkeypatch.setattr(dlrm, "captured", lambda call: call)
     monkeypatch.setitem(dlrm.METHODS["tt_rec rank 32"], "tables", 1)
-    frame = dlrm.on_gpu(TABLES.cardinalities, options(), 16, [8])
+    frame = dlrm.on_gpu(TABLES.cardinalities, options(dims=(16,)))
     names = [dlrm.FLOOR, dlrm.BAGS, *dlrm.METHODS]
     assert set(frame.embedding) == {*names, *(f"{name}, {bench.GRAPH}" for name in names), dlrm.HOSTED}
     answers = {("answers", 8), ("request", 1)}

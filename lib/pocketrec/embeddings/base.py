@@ -204,7 +204,7 @@ class Embedding(nn.Module):
         checked = gather.noted(ids, self.limits, self._seen_bad)  # no foreign row
         # a device is asked now and then, since every question waits for its queue, which a CUDA graph cannot
         self._calls += 1
-        if self._calls % 256 == 1 and not torch.cuda.is_current_stream_capturing():
+        if self._calls % 256 == 1 and not (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
             self.check_ids()
         return checked
 

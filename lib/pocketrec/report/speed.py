@@ -221,8 +221,8 @@ _ON_GPU: dict[str, dict[str, Any]] = {
     "MLET": {"family": "mlet"},
     "ROBE-128": {"family": "robe", "ratio": 1000, "block_size": 128, "hash": "multiply_shift"},
     "ROBE-32": {"family": "robe", "ratio": 1000, "block_size": 32, "hash": "multiply_shift"},
-    "Tensor train, rank 8": {"family": "tensor_train", "rank": 8},
-    "Tensor train, rank 32": {"family": "tensor_train", "rank": 32},
+    "26 tensor trains, rank 8": {"family": "tensor_trains", "rank": 8},
+    "26 tensor trains, rank 32": {"family": "tensor_trains", "rank": 32},
 }
 
 

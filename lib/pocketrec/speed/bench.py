@@ -32,7 +32,7 @@ from pocketrec.speed.contestants import LR, Contestant, Lookup, Tables, Unavaila
 DIMS, BATCHES, IDS = (16, 64, 128), (1, 64, 2048, 65_536), ("zipf", "uniform")
 QUICK = {"dims": (16,), "batches": (2048,), "ids": IDS}
 FULL = {"dims": DIMS, "batches": BATCHES, "ids": IDS}
-FAMILIES = ("table", "int8", "int4", "hashing", "mlet", "robe", "tensor_train", "pairs")
+FAMILIES = ("table", "int8", "int4", "hashing", "mlet", "robe", "tensor_train", "tensor_trains", "pairs")
 LARGE = ("table", "int8", "int4", "mlet", "pairs")
 SMALL_ROTATION = 8
 WORKS = ("forward", "step")
@@ -85,10 +85,8 @@ def bench(cardinalities: Sequence[int], options: Options) -> pd.DataFrame:
     gradient and each of these three times as well. launch is `CUDA graph` for what a GPU replays, `eager` for the
     rest. What was not timed is one row without ms, with `reason`.
     """
-    groups = [("all tables", cardinalities, set(options.families))]
-    if options.device == "cpu":  # which has more than enough to do with one tensor train
-        groups = [("all tables", cardinalities, set(options.families) - {"tensor_train"})]
-        groups += [("largest table", [max(cardinalities)], set(options.families) & {"tensor_train"})]
+    groups = [("all tables", cardinalities, set(options.families) - {"tensor_train"})]
+    groups += [("largest table", [max(cardinalities)], set(options.families) & {"tensor_train"})]
     frames = []
     for dim in options.dims:
         for name, sizes, families in groups:
@@ -104,9 +102,8 @@ def _contestants(group: str, dim: int, options: Options) -> Iterator[Contestant]
     if group == "all tables":
         yield from contestants.table_contestants(dim, options.full)
         yield from rivals.table_rivals(dim, options.full, options.rivals)
-    if group != "all tables" or options.device != "cpu":
+    else:
         yield from contestants.train_contestants()
-    if group != "all tables":
         yield from rivals.train_rivals(options.rivals)
 
 
@@ -183,9 +180,9 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
     gradient = torch.randn(batch, len(tables.cardinalities), tables.dim, device=tables.device, generator=draw)
     gradient *= 1e-4
     timed = [run for run in runs if run.lookup and (work == "forward" or run.lookup.step)]
-    lookups = batch * len(tables.cardinalities)
+    lookups, unique = batch * len(tables.cardinalities), len((batches[0] + tables.offsets).unique())
     about = {"batch": batch, "ids": ids, "work": work, "lookups": lookups}
-    calls, launches, abouts, pool = {}, {}, {}, torch.cuda.graph_pool_handle() if gradient.is_cuda else None
+    calls, abouts, pool = {}, {}, torch.cuda.graph_pool_handle() if gradient.is_cuda else None
     for place, run in enumerate(timed):
         # ways that share a table start at different batches: no one reads what another has just brought to the cache
         start = place * len(batches) // len(timed)
@@ -196,27 +193,22 @@ def _point(tables: Tables, runs: Sequence[Run], batch: int, ids: str, work: str,
             if run.contestant.family == "robe" and run.contestant.route not in (contestants.OURS, contestants.LIMIT):
                 fits(INDEXED[work] * gradient.nbytes, tables.device)
             with torch.inference_mode(work == "forward"):
-                calls[place], launches[place] = _call(run.lookup, prepared, gradient, work, pool)
+                calls[place], launch = _call(run.lookup, prepared, gradient, work, pool)
         except (Unavailable, torch.OutOfMemoryError) as error:
             reason = f"not timed, {work} at batch {batch:,}: {str(error).partition(chr(10))[0]}"
             run.samples.append(about | {"reason": reason})
-    unique = _unique(batches[0], tables)
+        else:
+            # out, and for a step the gradient in and the numbers read and written again
+            moved = run.lookup.itemsize * tables.dim * lookups * (2 if work == "forward" else 5)
+            needed = _needed(run, tables, batch, unique, work)
+            abouts[place] = about | {"bytes_moved": moved, "bytes_needed": needed, "launch": launch}
     with torch.inference_mode(work == "forward"):
         taken = rounds(calls, options)
-    for place in calls:
-        # out, and for a step the gradient in and the numbers read and written again
-        moved = timed[place].lookup.itemsize * tables.dim * lookups * (2 if work == "forward" else 5)
-        needed = _needed(timed[place], tables, batch, unique, work)
-        abouts[place] = about | {"bytes_moved": moved, "bytes_needed": needed, "launch": launches[place]}
     for round_ in taken:
         for place, ms in round_.ms.items():
             timed[place].samples.append(
                 abouts[place] | {"ms": ms, "foreign": round_.foreign, "core_to_core_ns": round_.core_to_core_ns}
             )
-
-
-def _unique(ids: Tensor, tables: Tables) -> int:
-    return len((ids + tables.offsets).unique())
 
 
 def _needed(run: Run, tables: Tables, batch: int, unique: int, work: str) -> int:

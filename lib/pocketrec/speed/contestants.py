@@ -78,7 +78,6 @@ class Lookup:
         prepare: brings ids into the layout that this way wants, before the clock starts.
         memory: the bytes of all that may be read, and of a row; of `weights` in float32 rows where it is not said.
         itemsize: bytes of a number of output and gradient.
-        module: the method, where it is one of this project's.
     """
 
     forward: Callable[[Any], Tensor]
@@ -88,7 +87,6 @@ class Lookup:
     prepare: Callable[[Tensor], Any] = lambda ids: ids
     memory: tuple[int, int] | None = None
     itemsize: int = 4
-    module: Embedding | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ def _lookup(module: Embedding, route: str) -> Lookup:
         return without_kernels(ids)
 
     trained = [p for p in module.parameters() if p.requires_grad]
-    return Lookup(without_kernels if plain else module, step, expected, trained, module=module)
+    return Lookup(without_kernels if plain else module, step, expected, trained)
 
 
 def lower(tables: Tables, checked: int = 1 << 14) -> Lookup:
@@ -229,7 +227,7 @@ def quantized(tables: Tables, quantize: str) -> Lookup:
 def paired(name: str, tables: Tables, route: str, **settings: Any) -> Lookup:
     """Look up for inference and keep the dot products of each sample's vectors: at once, or one after the other."""
     lookup = ours(name, tables, PLAIN if route == PLAIN else OURS, **settings)
-    module, index = lookup.module, interaction.below_diagonal(len(tables.cardinalities), tables.offsets.device)
+    index = interaction.below_diagonal(len(tables.cardinalities), tables.offsets.device)
 
     def one_after_the_other(ids: Tensor) -> Tensor:
         return interaction.pairs(lookup.forward(ids), index)
@@ -238,7 +236,7 @@ def paired(name: str, tables: Tables, route: str, **settings: Any) -> Lookup:
         return interaction.pairs(lookup.expected(ids).double(), index).float()
 
     size = sum(weight.numel() for weight in lookup.weights)
-    forward = module.pairs if route == OURS else one_after_the_other
+    forward = lookup.forward.pairs if route == OURS else one_after_the_other  # ours is the method itself
     return Lookup(forward, None, expected, [], memory=(4 * size, 4 * tables.dim))
 
 
@@ -382,6 +380,7 @@ def table_contestants(dim: int, full: bool) -> Iterator[Contestant]:
         for name, more in (("full", {}), ("robe", settings)):
             build = partial(paired, name, route=route, **more)
             yield Contestant("pairs", route, build, only="cuda", **more)
+    yield from train_contestants("tensor_trains", only="cuda")  # a processor has enough to do with one
 
 
 def _mlet(tables: Tables, route: str) -> Lookup:
@@ -411,16 +410,17 @@ def _robe_contestants(dim: int, full: bool) -> Iterator[Contestant]:
             yield contestant(COMPILED, 1000, min(dim, 16), hash)
 
 
-def train_contestants() -> Iterator[Contestant]:
+def train_contestants(family: str = "tensor_train", only: str = "") -> Iterator[Contestant]:
     """Yield tensor trains, one for every table."""
+    builders = {OURS: partial(_train, route=OURS), PLAIN: partial(_train, route=PLAIN), CONTRACTED: _contracted_train}
+    if family == "tensor_train":
+        builders[UNIQUE] = _train_of_unique_ids
     for rank in RANKS:
-        for route in (OURS, PLAIN):
-            yield Contestant("tensor_train", route, lambda t, r=rank, way=route: _train(t, way, r), rank=rank)
-        yield Contestant("tensor_train", CONTRACTED, lambda t, r=rank: _contracted_train(t, r), rank=rank)
-        yield Contestant("tensor_train", UNIQUE, lambda t, r=rank: _train_of_unique_ids(t, r), rank=rank)
+        for route, build in builders.items():
+            yield Contestant(family, route, partial(build, rank=rank), rank=rank, only=only)
 
 
-def _train(tables: Tables, route: str, rank: int) -> Lookup:
+def _train(tables: Tables, rank: int, route: str) -> Lookup:
     return ours("tt_rec", tables, route, rank=rank, tables=len(tables.cardinalities))
 
 
@@ -444,9 +444,7 @@ def _contracted_train(tables: Tables, rank: int) -> Lookup:
 
 def _train_of_unique_ids(tables: Tables, rank: int) -> Lookup:
     """Build the plain way, asked for each id of the one table once."""
-    if len(tables.cardinalities) > 1:
-        raise Unavailable("one table only")
-    plain = _train(tables, PLAIN, rank)
+    plain = _train(tables, rank, PLAIN)
 
     def forward(ids: Tensor) -> Tensor:
         unique, place = ids.unique(return_inverse=True)

@@ -104,14 +104,16 @@ def bench(cardinalities: Sequence[int], options: Options, dim: int = 16) -> pd.D
     return pd.DataFrame(frames)
 
 
-def on_gpu(cardinalities: Sequence[int], options: Options, dim: int, batches: Sequence[int]) -> pd.DataFrame:
-    """Time training steps and answers on a GPU, each as torch launches it and as a CUDA graph; columns as of `bench`.
+def on_gpu(cardinalities: Sequence[int], options: Options) -> pd.DataFrame:
+    """Time training steps and answers on a GPU, each as torch launches it and as a CUDA graph, at the largest width.
+
+    Columns are those of `bench`, and dim.
 
     `answers` are those to many rows at once, one after another without waiting, `request` that to one row until it is
     there. Products of float32 are TF32, in all ways alike. The table `in main memory` is looked up by the processor,
     and its rows are sent over; ids and numbers lie on the GPU for all others.
     """
-    before = torch.get_float32_matmul_precision()
+    dim, before = max(options.dims), torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     frames: list[dict[str, Any]] = []
     try:
@@ -119,7 +121,7 @@ def on_gpu(cardinalities: Sequence[int], options: Options, dim: int, batches: Se
         models = {name: model(name, tables) for name in tqdm([FLOOR, BAGS, *METHODS], "models", unit="model")}
         hosted = _Hosted(Tables(cardinalities, dim), options.device)
         models[HOSTED] = DLRM(hosted, NUM_DENSE).to(options.device)
-        for batch, work in [(b, w) for b in batches for w in ("training step", "answers")] + [(1, "request")]:
+        for batch, work in [(b, w) for b in options.batches for w in ("training step", "answers")] + [(1, "request")]:
             frames += _on_gpu_at(models, cardinalities, batch, work, options)
     finally:
         torch.set_float32_matmul_precision(before)

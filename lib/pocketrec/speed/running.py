@@ -72,7 +72,7 @@ def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bo
             tqdm.write(f"{row.family}, {row.route}: {row.reason}")
     if DLRM in options.families and options.device != "cpu":
         with atomic(folder / "dlrm.parquet") as file:
-            dlrm.on_gpu(cardinalities, options, max(options.dims), options.batches).to_parquet(file)
+            dlrm.on_gpu(cardinalities, options).to_parquet(file)
     elif DLRM in options.families:
         with atomic(folder / "dlrm.parquet") as file:
             dlrm.bench(cardinalities, options).to_parquet(file)

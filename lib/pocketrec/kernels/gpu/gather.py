@@ -18,7 +18,6 @@ TILE = 2048  # numbers a program reads at once
 SUMMED = 2048  # numbers of gradients a program sums at once
 LEAST, MOST = 16, 128  # gradients that it sums
 COLUMNS = 256  # more of them are summed in turns
-SUM_WARPS = 1
 JOINED = 64  # sums of parts read at once
 BLOCK = 1024  # places that a program sorts out
 NARROW = 2**31 - 1  # more rows than that need more than 32 bits
@@ -26,27 +25,6 @@ NARROW = 2**31 - 1  # more rows than that need more than 32 bits
 
 @triton.jit
 def _read(
-    p_table,
-    p_index,
-    p_out,
-    count,
-    rows,
-    WIDTH: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
-    o_n, o_w = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_W)
-    m_n, m_w = o_n < count, o_w < WIDTH
-    # [BLOCK_N]
-    b_index = tl.load(p_index + o_n, mask=m_n, other=-1).to(tl.int64)
-    m_row = (b_index >= 0) & (b_index < rows)
-    # [BLOCK_N, BLOCK_W]
-    b_rows = tl.load(p_table + b_index[:, None] * WIDTH + o_w, mask=m_row[:, None] & m_w, other=0)
-    tl.store(p_out + o_n[:, None] * WIDTH + o_w, b_rows, mask=m_n[:, None] & m_w)
-
-
-@triton.jit
-def _read_tables(
     p_table,
     p_ids,
     p_starts,
@@ -63,7 +41,8 @@ def _read_tables(
     m_n, m_w = o_n < count, o_w < WIDTH
     # [BLOCK_N]
     b_index = tl.load(p_ids + o_n, mask=m_n, other=-1).to(tl.int64)
-    b_index += tl.load(p_starts + o_n % FEATURES, mask=m_n, other=0)
+    if p_starts is not None:
+        b_index += tl.load(p_starts + o_n % FEATURES, mask=m_n, other=0)
     if p_index is not None:
         tl.store(p_index + o_n, b_index, mask=m_n)
     m_row = m_n & (b_index >= 0) & (b_index < rows)
@@ -237,10 +216,7 @@ def _join(
 
 def rows(table: Tensor, index: Tensor) -> Tensor:
     """Read rows: int32 or int64 [...] -> [..., width]; zeros for an index outside the table."""
-    out, blocks = table.new_empty(*index.shape, table.shape[1]), _tile(table)
-    programs = triton.cdiv(index.numel(), blocks["BLOCK_N"])
-    launch(_read, programs, table, index.contiguous(), out, index.numel(), len(table), WIDTH=table.shape[1], **blocks)
-    return out
+    return _rows(table, index, None, None, 1)
 
 
 def table_rows(table: Tensor, ids: Tensor, starts: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
@@ -249,17 +225,18 @@ def table_rows(table: Tensor, ids: Tensor, starts: Tensor, keep: bool) -> tuple[
     Args:
         ids: int32 or int64 [batch, features], inside their tables: here only the stack as a whole has an end.
     """
-    out, blocks = table.new_empty(*ids.shape, table.shape[1]), _tile(table)
     index = ids.new_empty(ids.shape if keep else (0,), dtype=torch.int64)
-    tensors = (table, ids.contiguous(), starts, index if keep else None, out)
-    shape = {"FEATURES": ids.shape[1], "WIDTH": table.shape[1], **blocks}
-    launch(_read_tables, triton.cdiv(ids.numel(), blocks["BLOCK_N"]), *tensors, ids.numel(), len(table), **shape)
-    return out, index
+    return _rows(table, ids, starts, index if keep else None, ids.shape[1]), index
 
 
-def _tile(table: Tensor) -> dict[str, int]:
-    block_w = triton.next_power_of_2(table.shape[1])
-    return {"BLOCK_N": max(1, TILE // block_w), "BLOCK_W": block_w}
+def _rows(table: Tensor, ids: Tensor, starts: Tensor | None, index: Tensor | None, features: int) -> Tensor:
+    """Read rows, and write where they are to `index`."""
+    count, width = table.shape
+    out, block_w = table.new_empty(*ids.shape, width), triton.next_power_of_2(width)
+    shape = {"FEATURES": features, "WIDTH": width, "BLOCK_N": max(1, TILE // block_w), "BLOCK_W": block_w}
+    programs = triton.cdiv(ids.numel(), shape["BLOCK_N"])
+    launch(_read, programs, table, ids.contiguous(), starts, index, out, ids.numel(), count, **shape)
+    return out
 
 
 def sum_rows(gradient: Tensor, index: Tensor, count: int) -> Tensor:
@@ -337,5 +314,5 @@ def _summed(
     parts = triton.cdiv(count, blocks["BLOCK_K"])
     sums = gradient.new_empty(2 * parts, width, dtype=torch.float32)
     rates = (count, limit, lr, eps)
-    launch(_sum, parts, out, total, keys, order, slots, gradient, sums, *rates, num_warps=SUM_WARPS, **blocks)
+    launch(_sum, parts, out, total, keys, order, slots, gradient, sums, *rates, num_warps=1, **blocks)
     launch(_join, parts - 1, out, total, keys, slots, sums, *rates, BLOCK_J=JOINED, **blocks)
