@@ -121,9 +121,9 @@ def smoke(name, file, rows):
         model = models.build(given["model"], embedding, found.num_dense, given["bottom_mlp"], given["top_mlp"])
         choices = inspect.signature(training.fit).parameters.keys() - {"model", "dataset"}
         arguments = {key: given[key] for key in choices & given.keys()}
-        few = {"train_rows": rows, "epochs": 1, "evaluations": 1, "device": "cpu", "nproc": 1}
+        few = {"epochs": 1, "evaluations": 1, "device": "cpu", "nproc": 1}
         few["batch_size"] = min(given["batch_size"], rows // 4)
-        history = training.fit(model, found, **arguments | few)
+        history = training.fit(model, found.thinned(rows), **arguments | few)
         assert history.steps == math.ceil(min(rows, found.rows("train")) / few["batch_size"])
         scores, _ = training.evaluate(model.deploy(), found)
         assert 0 <= scores["test"]["log_loss"] < 100  # finite; some recipes start wide, on three rows

@@ -86,8 +86,13 @@ def test_evaluations_are_evenly_spaced(tiny):
 
 
 def test_fewer_rows_and_part_of_an_epoch(tiny):
-    history = fit(build(tiny), tiny, batch_size=100, train_rows=1000, epochs=1.5)
+    history = fit(build(tiny), tiny.thinned(1000), batch_size=100, epochs=1.5)
     assert (history.steps, history.samples) == (15, 1500)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.04, 10), (2.04, 20), (0.01, 1), (1.26, 13)])
+def test_no_step_more_than_the_epochs_have(tiny, epochs, steps):
+    assert fit(build(tiny), tiny.thinned(1000), batch_size=100, epochs=epochs).steps == steps
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -143,7 +148,7 @@ def test_what_is_kept_gives_the_same_predictions(tiny, tmp_path):
     _, probabilities = evaluate(model, tiny)
     kept = training.save(str(tmp_path), model.deploy(), history, probabilities)
     assert kept == {"file_bytes": model.embedding.storage().inference_bytes}
-    np.testing.assert_array_equal(np.load(tmp_path / "predictions.npy"), probabilities)
+    np.testing.assert_array_equal(np.load(tmp_path / "predictions.npy"), probabilities.float())
     torch.testing.assert_close(predict(models.load(tmp_path), tiny, "test")[0], probabilities, rtol=0, atol=0)
     assert len(pd.read_parquet(tmp_path / "curve.parquet")) == len(history.curve)
     assert training.save("", model, history, probabilities) == {}

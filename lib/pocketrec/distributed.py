@@ -64,6 +64,7 @@ class _Job(NamedTuple):
     threads: int
     model: nn.Module
     data: Path
+    train_rows: int
     arguments: dict[str, Any]
 
 
@@ -84,11 +85,14 @@ def fit(model: nn.Module, dataset: Dataset, nproc: int, arguments: dict[str, Any
         folder = Path(name)
         data = Path(dataset.ids.filename).parent
         shared = model.cpu().share_memory()
-        job = _Job(folder, nproc, torch.get_num_threads(), shared, data, arguments)
+        job = _Job(folder, nproc, torch.get_num_threads(), shared, data, dataset.train_rows, arguments)
         _run(job)
+        history = pickle.loads((folder / "history").read_bytes())
         if not isinstance(model.embedding, Full):
             model.to(device)
-        return pickle.loads((folder / "history").read_bytes())
+        elif arguments["table_optimizer"] == "adagrad":  # TorchRec keeps it to itself
+            history.optimizer_bytes = model.embedding.storage().optimizer_bytes
+        return history
 
 
 def _check(model: nn.Module, nproc: int, arguments: dict[str, Any]) -> None:
@@ -167,7 +171,8 @@ def _train(rank: int, job: _Job, device: str) -> None:
 
     arguments = job.arguments | {"device": device, "updates": "autograd"}
     replica = _replica(job.model, arguments)
-    history = training.fit(replica, Dataset.open(job.data), **arguments)
+    dataset = replace(Dataset.open(job.data), train_rows=job.train_rows)  # nobody asks for counts here
+    history = training.fit(replica, dataset, **arguments)
     if isinstance(replica.embedding, Sharded):
         replica.embedding.write_back(job.model.embedding)
         job.model.load_state_dict(replica.dense_state(), strict=False)

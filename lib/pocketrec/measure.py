@@ -20,9 +20,6 @@ from tqdm import tqdm
 from pocketrec import embeddings
 from pocketrec.data import Batch, Dataset
 
-# no cache keeps the rows of this many different batches of a table larger than itself
-ROTATED_BATCHES = 64
-
 
 def interleave(
     calls: dict[object, Callable[[], object]], repeats: int, seconds: float = 60
@@ -64,25 +61,26 @@ def inference_speed(
     model = model.to(device).eval()
     speeds = []
     for size in batch_sizes:
-        batches = cycle(_test_batches(dataset, size, device))
+        batches = _test_batches(dataset, size, repeats, device)
+        forth, back = cycle(batches), cycle(batches[::-1])  # neither finds in the cache what the other has just read
 
-        def whole(batches=batches) -> Tensor:
+        def whole(batches=forth) -> Tensor:
             batch = next(batches)
             return model(batch.dense, batch.ids)
 
-        def lookup(batches=batches) -> Tensor:
+        def lookup(batches=back) -> Tensor:
             return model.embedding(next(batches).ids)
 
-        for part, times in interleave({"model": whole, "lookup": lookup}, repeats, seconds=10).items():
+        for part, times in interleave({"model": whole, "lookup": lookup}, repeats, seconds=4).items():
             speeds.append({"part": part, "batch": size, **_percentiles(times), "rounds": len(times)})
     frame = pd.DataFrame(speeds)
     return frame.assign(samples_per_s=frame.batch / frame.p50_ms * 1e3)
 
 
-def _test_batches(dataset: Dataset, size: int, device: str) -> list[Batch]:
-    """Return up to `ROTATED_BATCHES` different batches; a test set smaller than one is gone through again."""
+def _test_batches(dataset: Dataset, size: int, most: int, device: str) -> list[Batch]:
+    """Return up to `most` different batches; a test set smaller than one is gone through again."""
     test = dataset.split("test")
-    count = min(ROTATED_BATCHES, -(-dataset.rows("test") // size))
+    count = min(most, -(-dataset.rows("test") // size))
     if not count:
         raise ValueError(f"{dataset.name} has no test rows to time on")
     rows = test.start + np.arange(count * size) % dataset.rows("test")

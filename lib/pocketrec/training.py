@@ -21,7 +21,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from pocketrec import distributed, models
 from pocketrec.checkpoint import Checkpoint
 from pocketrec.data import Batch, Dataset
+from pocketrec.embeddings import Embedding
 from pocketrec.kernels import native
+from pocketrec.measure import synchronize
 from pocketrec.metrics import frequency_slices, scores
 from pocketrec.optim import in_place, optimizers
 
@@ -44,6 +46,7 @@ class History:
     waited: float = 0.0  # seconds of those in which the next batch was not there yet
     best_step: int = 0
     resumed: int = 0  # times that it went on from a checkpoint
+    optimizer_bytes: int = 0  # of what the optimizer of the embedding keeps beside it
 
     def frame(self) -> pd.DataFrame:
         """Return the curve, one row an evaluation."""
@@ -108,7 +111,6 @@ def fit(
     precision: str = "float32",
     keep: str = "best",
     seed: int = 0,
-    train_rows: int = 0,
     evaluations: int = 5,
     schedule: str = "constant",
     target_auc: float = 0.0,
@@ -127,7 +129,6 @@ def fit(
             processors that have it, and many times as long on others. Weights, updates and scores are float32.
         keep: `best` puts back the weights of the evaluation with the highest validation AUC, `last` does not.
         seed: of the order of the rows.
-        train_rows: use only that many leading training rows; 0 means all.
         evaluations: scorings of the validation rows, evenly spaced in every epoch.
         schedule: of the learning rates: `constant`, or `plateau`, a tenth after more than ten evaluations in a row
             that did not lower the validation log loss.
@@ -150,14 +151,16 @@ def fit(
         raise ValueError(f"updates must be 'fused' or 'autograd', got {updates!r}")
     if updates == "fused" and table_optimizer in ("adam", "adamw"):
         raise ValueError(f"{table_optimizer} moves every row in every step: it needs updates 'autograd'")
+    if getattr(model.embedding, "keeps_zeros", False) and table_optimizer in ("adam", "adamw"):
+        raise ValueError(f"{model.embedding.name}: {table_optimizer} would move what was pruned: take adagrad or sgd")
     if schedule not in ("constant", "plateau"):
         raise ValueError(f"schedule must be 'constant' or 'plateau', got {schedule!r}")
-    if batch_size < 1 or epochs <= 0 or train_rows < 0:
-        raise ValueError(f"batch_size, epochs, train_rows cannot be {batch_size}, {epochs}, {train_rows}")
+    if batch_size < 1 or epochs <= 0:
+        raise ValueError(f"batch_size and epochs cannot be {batch_size} and {epochs}")
     if nproc > 1:
         return distributed.fit(arguments.pop("model"), arguments.pop("dataset"), arguments.pop("nproc"), arguments)
     model.to(device)
-    steps_per_epoch = math.ceil(min(train_rows or math.inf, dataset.rows("train")) / batch_size)
+    steps_per_epoch = math.ceil(dataset.rows("train") / batch_size)
     total = max(1, round(epochs * steps_per_epoch))
 
     def is_due(step: int) -> bool:
@@ -181,10 +184,10 @@ def fit(
     lower = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
     training = in_place(model.embedding, optims[0]) if updates == "fused" else nullcontext()
     with training, distributed.progress(total=total, initial=history.steps, unit="step", desc="training") as bar:
-        for epoch in range(history.steps // steps_per_epoch, math.ceil(epochs)):
+        for epoch in range(history.steps // steps_per_epoch, math.ceil(total / steps_per_epoch)):
             if _reached(history, target_auc):
                 break
-            rows = {"seed": seed * 1000 + epoch, "limit": train_rows or None, "device": device}
+            rows = {"seed": seed * 1000 + epoch, "device": device}
             done = history.steps - epoch * steps_per_epoch
             for batch in _waiting(dataset.batches("train", batch_size, skip=done, **rows), history):
                 part, weight = distributed.share(batch)
@@ -194,6 +197,7 @@ def fit(
                 history.samples += len(batch.labels)
                 bar.update()
                 if is_due(history.steps) or saved.due:
+                    synchronize()
                     history.seconds += time.perf_counter() - start
                     if is_due(history.steps):
                         _evaluate(state, dataset, keep, device)
@@ -202,6 +206,9 @@ def fit(
                     start = time.perf_counter()
                 if history.steps == total or _reached(history, target_auc):
                     break
+    history.optimizer_bytes = sum(
+        kept.nbytes for of in optims[0].state.values() for kept in of.values() if isinstance(kept, Tensor)
+    )
     if state.best is not None:
         model.load_state_dict(state.best)
     else:
@@ -214,6 +221,7 @@ def _identity(model: nn.Module, dataset: Dataset) -> dict[str, Any]:
     embedding = model.embedding
     return {
         "data": dataset.digest,
+        "train_rows": dataset.train_rows,
         "model": {"name": model.name, **model.shape},
         "embedding": {"name": embedding.name, "dim": embedding.dim, "seed": embedding.seed, **embedding.config},
     }
@@ -282,7 +290,7 @@ def _evaluate(state: State, dataset: Dataset, keep: str, device: str) -> None:
 
 @torch.inference_mode()
 def predict(model: nn.Module, dataset: Dataset, split: str, device: str | None = None) -> tuple[Tensor, Tensor]:
-    """Return the probabilities and labels of a split, float32 [rows] each, on the CPU.
+    """Return the probabilities of a split, float64 [rows], and its labels, float32 [rows], on the CPU.
 
     `device` is where the model lies; its embedding tells where none is given.
     """
@@ -293,9 +301,11 @@ def predict(model: nn.Module, dataset: Dataset, split: str, device: str | None =
     for batch in dataset.batches(split, EVALUATION_BATCH, device=device):
         part, _ = distributed.share(batch)
         logits = distributed.gathered(model(part.dense, part.ids), len(batch.labels))
-        probabilities.append(logits.sigmoid().cpu())
+        probabilities.append(logits.double().sigmoid().cpu())  # in float32 what is near 1 becomes 1
         labels.append(batch.labels.cpu())
     model.train(training)
+    if isinstance(model.embedding, Embedding):
+        model.embedding.check_ids()
     if not labels:
         return torch.empty(0), torch.empty(0)
     return torch.cat(probabilities), torch.cat(labels)
@@ -333,5 +343,5 @@ def save(run_dir: str, served: nn.Module, history: History, probabilities: Tenso
         return {}
     folder = Path(run_dir)
     history.frame().to_parquet(folder / "curve.parquet")
-    np.save(folder / "predictions.npy", probabilities.numpy())
+    np.save(folder / "predictions.npy", probabilities.float().numpy())
     return {"file_bytes": models.save(served, folder)}

@@ -69,6 +69,28 @@ def test_limit_takes_the_first_rows(dataset, limit, seed):
         assert set(joined(batches)[0][:, 0]) == set(dataset.dense[:rows, 0])
 
 
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("count", [1, 700, 9999])
+def test_fewer_training_rows_are_evenly_spaced(dataset, count, seed):
+    thinned, whole = dataset.thinned(count), dataset.rows("train")
+    rows = thinned.taken("train")
+    assert thinned.rows("train") == len(rows) == count and thinned.split("train") == dataset.split("train")
+    gaps = np.diff(np.append(rows, whole))  # the last gap is that to the end
+    assert rows[0] == 0 and gaps.min() >= whole // count and gaps.max() <= -(-whole // count)
+    batches = list(thinned.batches("train", 512, seed=seed))
+    assert set(joined(batches)[0][:, 0]) == set(dataset.dense[rows, 0])
+    assert sum(len(batch.labels) for batch in batches) == count
+    for feature, counts in enumerate(thinned.feature_counts()):
+        assert np.array_equal(counts, np.bincount(dataset.ids[rows, feature], minlength=len(counts)))
+    assert thinned.summary()["rows"] == dataset.summary()["rows"] | {"train": count}
+    others = [joined(which.batches("test", 512))[1] for which in (thinned, dataset)]
+    assert np.array_equal(*others)
+
+
+def test_all_training_rows_are_the_dataset_itself(dataset):
+    assert all(dataset.thinned(count) is dataset for count in (0, dataset.rows("train"), 10**9))
+
+
 class Watched:
     """An array that remembers which rows were read of it, and may fail."""
 

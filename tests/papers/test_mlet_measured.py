@@ -17,7 +17,7 @@ def suite(tmp_path, tiny):
     for method, knobs in (("full", {}), ("mlet", {"hidden": 64})):
         embedding = embeddings.build(method, cardinalities=tiny.cardinalities, dim=mlet.RANKED_WIDTH, **knobs)
         model = models.build("dlrm", embedding, tiny.num_dense, [8], [8])
-        history = training.fit(model, tiny, train_rows=ROWS, batch_size=256, evaluations=1)
+        history = training.fit(model, tiny.thinned(ROWS), batch_size=256, evaluations=1)
         run = f"{method}/planted/r1-s0"
         parameters = {"dim": mlet.RANKED_WIDTH, "knobs": knobs, "dataset_options": tiny.meta["options"]}
         parameters |= {"model": "dlrm", "bottom_mlp": [8], "top_mlp": [8], "batch_size": 256}
@@ -53,7 +53,7 @@ def test_measure(suite, tiny):
     assert tables["skipped"].empty
     # a feature's table as it is served, of the ids in the rows that were trained on, each as often as it was seen
     feature = 2
-    ids = torch.from_numpy(tiny.ids[tiny.split("train")][:ROWS, feature].astype("int64"))
+    ids = torch.from_numpy(tiny.ids[tiny.thinned(ROWS).taken("train"), feature].astype("int64"))
     served = embeddings.load(suite / "runs/mlet/planted/r1-s0/embedding.safetensors").materialize(feature).double()
     rows = ranks[(ranks["k"] == 64) & (ranks["feature"] == tiny.feature_names[feature])].set_index("weight")
     assert rows.loc["lookups", "effective_rank"] == pytest.approx(mlet.ranks(served[ids])[0])

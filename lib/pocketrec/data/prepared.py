@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ class Dataset:
     labels uint8 [N], dense float32 [N, D] (D may be 0), ids int32 or int64 [N, F]; counts [sum of the
     cardinalities], how often each id occurs in training rows, features one after the other (None where
     there are too many ids); teacher float32 [N], the true probability of a positive label, where it is known.
+    Where not all training rows are used (`thinned`), `train_rows` is how many; else 0.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Dataset:
     ids: np.ndarray
     counts: np.ndarray | None
     teacher: np.ndarray | None
+    train_rows: int = 0
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
@@ -88,14 +90,41 @@ class Dataset:
         """Hash of all that determines the arrays."""
         return self.meta["digest"]
 
+    def thinned(self, train_rows: int) -> "Dataset":
+        """Return this dataset with only so many training rows, evenly spaced, and their counts; 0 means all.
+
+        Not the first ones: files are often sorted by user, and most users of the test rows would then be unknown.
+        """
+        if not 0 < train_rows < self.rows("train"):
+            return self
+        fewer = replace(self, counts=None, train_rows=train_rows)
+        return fewer if self.counts is None else replace(fewer, counts=fewer._counted())
+
+    def _counted(self) -> np.ndarray:
+        counts = np.zeros(sum(self.cardinalities), np.int64)
+        for start in range(0, self.rows("train"), SCAN):
+            ids = self.ids[self.taken("train", start, start + SCAN)]
+            for first, column in zip(self.offsets, ids.T, strict=True):
+                found = np.bincount(column)
+                counts[first : first + len(found)] += found
+        return counts
+
     def split(self, name: str) -> slice:
-        """Rows of `train`, `validation` or `test`."""
+        """Rows of `train`, `validation` or `test`, those that are left out among them."""
         return slice(*self.meta["splits"][name])
 
     def rows(self, split: str) -> int:
-        """Number of rows of a split."""
+        """Number of rows of a split that are used."""
         rows = self.split(split)
-        return rows.stop - rows.start
+        return self.train_rows if self.train_rows and split == "train" else rows.stop - rows.start
+
+    def taken(self, split: str, start: int = 0, stop: int | None = None) -> slice | np.ndarray:
+        """Return where the used rows of a split lie, from the `start`-th to before the `stop`-th: an index of arrays."""
+        whole, count = self.split(split), self.rows(split)
+        stop = count if stop is None else min(stop, count)
+        if count == whole.stop - whole.start:
+            return slice(whole.start + start, whole.start + stop)
+        return whole.start + np.arange(start, stop, dtype=np.int64) * (whole.stop - whole.start) // count
 
     @property
     def offsets(self) -> np.ndarray:
@@ -155,34 +184,33 @@ class Dataset:
             limit: take only the first rows of the split.
             skip: leave out that many batches, without reading them: to go on in the middle.
         """
-        rows = self.split(split)
-        stop = rows.stop if limit is None else min(rows.stop, rows.start + limit)
+        count = self.rows(split) if limit is None else min(limit, self.rows(split))
         if seed is None:
-            arrays = self._ordered(rows.start + skip * batch_size, stop, batch_size)
+            arrays = self._ordered(split, count, batch_size, skip * batch_size)
         else:
-            windows = self._windows(rows.start, stop, batch_size, np.random.default_rng(seed), skip * batch_size)
+            windows = self._windows(split, count, batch_size, np.random.default_rng(seed), skip * batch_size)
             arrays = _permuted(windows, batch_size)
         yield from ahead((_batch(device, *found) for found in arrays), 2)
 
-    def _ordered(self, start: int, stop: int, batch_size: int) -> Iterator[list[np.ndarray]]:
-        for first in range(start, stop, batch_size):
-            rows = slice(first, min(first + batch_size, stop))
+    def _ordered(self, split: str, count: int, batch_size: int, skip: int) -> Iterator[list[np.ndarray]]:
+        for first in range(skip, count, batch_size):
+            rows = self.taken(split, first, min(first + batch_size, count))
             yield [np.array(array[rows]) for array in (self.dense, self.ids, self.labels)]
 
     def _windows(
-        self, start: int, stop: int, batch_size: int, generator: np.random.Generator, skip: int
+        self, split: str, count: int, batch_size: int, generator: np.random.Generator, skip: int
     ) -> Iterator[Window]:
         """Read blocks drawn at random, many together; the first `skip` rows of the whole order are left out."""
         block = batch_size * -(-BLOCK // batch_size)
-        starts = np.arange(start, stop, block)
-        generator.shuffle(starts[: (stop - start) // block])  # a smaller block at the end stays there
+        starts = np.arange(0, count, block)
+        generator.shuffle(starts[: count // block])  # a smaller block at the end stays there
         together = max(1, BUFFER // block)
         for first in range(0, len(starts), together):
-            blocks = [slice(s, min(s + block, stop)) for s in starts[first : first + together]]
-            order = generator.permutation(sum(rows.stop - rows.start for rows in blocks))
+            spans = [(s, min(s + block, count)) for s in starts[first : first + together].tolist()]
+            order = generator.permutation(sum(stop - start for start, stop in spans))
             order, skip = order[skip:], max(0, skip - len(order))
             if len(order):
-                arrays = self.dense, self.ids, self.labels
+                blocks, arrays = [self.taken(split, *span) for span in spans], (self.dense, self.ids, self.labels)
                 yield Window([np.concatenate([array[rows] for rows in blocks]) for array in arrays], order)
 
 

@@ -126,20 +126,20 @@ def _solve_quantized(
     **knobs: Any,
 ) -> dict[str, Any]:
     """Bisect the float32 budget whose quantised instance just fits: a method need not know of codes."""
-    low, high, config = 0.0, 8 * budget_bytes, None  # int4 saves at most a factor of 8
+    low, high, config, why = 0.0, 8 * budget_bytes, None, ""  # int4 saves at most a factor of 8
     for _ in range(50):
         middle = (low + high) / 2
         try:
             found = method.solve(cardinalities, dim, middle, **knobs)
-        except Infeasible:
-            low = middle
+        except Infeasible as error:
+            low, why = middle, f"; in floats {error}"
             continue
         if inference_bytes(method.name, cardinalities, dim, found, quantize) <= budget_bytes:
             low, config = middle, found
         else:
             high = middle
     if config is None:
-        raise Infeasible(f"{method.name} in {quantize} codes does not fit a {megabytes(budget_bytes)} budget")
+        raise Infeasible(f"{method.name} in {quantize} codes does not fit a {megabytes(budget_bytes)} budget{why}")
     return config
 
 

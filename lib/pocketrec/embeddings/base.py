@@ -47,7 +47,7 @@ class Storage:
 
     @property
     def optimizer_bytes(self) -> int:
-        """Bytes of Adagrad's accumulators: one float a row of a row table, one an element elsewhere."""
+        """Bytes of Adagrad's accumulators, if it trains: one float a row of a row table, one an element elsewhere."""
         return sum(self.optimizer.values())
 
 
@@ -62,6 +62,7 @@ class Embedding(nn.Module):
         knobs: its choices and their defaults, all accepted by `solve`.
         only_ratio: the one ratio at which it exists, where there is only one.
         checks_ids: whether its kernels hold ids against `limits` as they read them, on a processor.
+        keeps_zeros: whether zeros in its tables mean something: no optimizer may move rows that were not read.
         out_dim: width of the output; `dim` unless the method's very idea is a smaller one.
         config: the arguments, beside cardinalities, dim and seed, that rebuild this instance.
     """
@@ -71,6 +72,7 @@ class Embedding(nn.Module):
     knobs: ClassVar[dict[str, Any]] = {}
     only_ratio: ClassVar[float | None] = None
     checks_ids: ClassVar[bool] = False
+    keeps_zeros: ClassVar[bool] = False
 
     def __init__(self, cardinalities: Sequence[int], dim: int, seed: int, **config: Any) -> None:
         super().__init__()
@@ -117,8 +119,15 @@ class Embedding(nn.Module):
     # what every method has
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Embed ids [batch, features]; an id outside its table raises `IndexError`, on a GPU a little later."""
-        return self.lookup(self._checked(ids))
+        """Embed ids [batch, features]; an id outside its table raises `IndexError`, on a GPU a little later.
+
+        Under autocast too in the precision of the stored numbers, for all methods alike.
+        """
+        kind = ids.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self.lookup(self._checked(ids))
+        with torch.autocast(kind, enabled=False):
+            return self.lookup(self._checked(ids))
 
     def pairs(self, ids: Tensor, first: Tensor | None = None) -> Tensor | None:
         """Return the dot products of all pairs of a sample's embeddings and `first`, where that saves writing them.
@@ -211,6 +220,7 @@ class Embedding(nn.Module):
     def check_ids(self) -> None:
         """Raise `IndexError` if any id seen so far on a GPU lay outside its table."""
         if self._seen_bad is not None and bool(self._seen_bad):
+            self._seen_bad.zero_()
             raise IndexError("an id outside its table was looked up since the last check")
 
 

@@ -133,7 +133,7 @@ class Cafe(Embedding):
             shared = (~self.whole).expand_as(ids)
             self._score(ids[shared], gradient[shared].norm(dim=1))
         refreshes = self.config["refreshes"]
-        if step * refreshes // total > (step - 1) * refreshes // total:
+        if step < total and step * refreshes // total > (step - 1) * refreshes // total:
             optimizer.reset(self.table.weight, self._refresh())
             self.sketch_scores *= self.config["decay"]
 

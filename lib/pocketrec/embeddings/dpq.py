@@ -298,7 +298,7 @@ class Mgqe(Dpq):
             return
         seen, self._seen = self._seen.flatten(), None
         self.counts.index_add_(0, seen, torch.ones_like(seen, dtype=torch.int32))
-        if step * SETTLINGS // total > (step - 1) * SETTLINGS // total:
+        if step < total and step * SETTLINGS // total > (step - 1) * SETTLINGS // total:
             top = self.counts.topk(len(self.head_ids)).indices
             self.head_ids.copy_(top.sort().values)
 

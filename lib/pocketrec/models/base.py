@@ -29,8 +29,9 @@ class Backbone(nn.Module):
     def deploy(self, quantize: Quantize | None = None) -> Backbone:
         """Return a copy with the embedding in its inference form, ready to predict."""
         served = copy(self)
-        served._modules = self._modules | {"embedding": self.embedding.deploy(quantize)}
-        return deepcopy(served).eval().requires_grad_(False)
+        served._modules = {name: deepcopy(module) for name, module in self._modules.items() if name != "embedding"}
+        served.embedding = self.embedding.deploy(quantize)
+        return served.eval().requires_grad_(False)
 
     def dense_state(self) -> dict[str, Tensor]:
         """Return the weights outside the embedding, by name."""

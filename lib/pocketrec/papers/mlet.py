@@ -25,7 +25,6 @@ from tqdm import tqdm
 from pocketrec import data, embeddings, models, training
 from pocketrec.data import Batch, Dataset
 from pocketrec.kernels import native
-from pocketrec.measure import ROTATED_BATCHES
 from pocketrec.optim import in_place, optimizers
 from pocketrec.report.results import read_records
 from pocketrec.same_rows import same_rows
@@ -37,6 +36,7 @@ WIDTHS, HIDDEN = (4, 16, 64), (32, 64, 128)
 RANKED_WIDTH = 16
 TESTED_HIDDEN, WIDER = 64, (1, 4)  # tested on the same rows against plain tables so many times as wide
 LR = 0.01  # small: the same batches come again and again
+ROTATED_ROWS = 2**17  # of the batches that are trained on in turn
 # benghaem/dlrm_mlet, workflow/criteo_kaggle_ex.sh
 AUTHORS = {"bottom_mlp": [512, 256, 64], "top_mlp": [512, 256], "batch_size": 128, "table_optimizer": "sgd"}
 AUTHORS_DATASETS = ("criteo-kaggle", "planted")  # theirs, and one of its shape
@@ -149,7 +149,7 @@ def _times(dataset: Dataset, parameters: dict[str, Any], small: bool) -> Iterato
 def _samples(dataset: Dataset, parameters: dict[str, Any], d: int, small: bool) -> Iterator[dict[str, Any]]:
     """Time the plain table of width d and every wider two-layer one in turn."""
     size = min(parameters["batch_size"], dataset.rows("train"))
-    taken = dataset.batches("train", size, seed=0, limit=ROTATED_BATCHES * size)
+    taken = dataset.batches("train", size, seed=0, limit=max(ROTATED_ROWS, 4 * size))
     batches = [batch for batch in taken if len(batch.labels) == size]
     hidden = [k for k in (HIDDEN[:1] if small else HIDDEN) if k >= d]
     fits(4 * (d + sum(hidden)) * sum(dataset.cardinalities), "cpu")
@@ -196,8 +196,8 @@ def _ranks(dataset: Dataset, record: dict[str, Any], folder: Path) -> Iterator[d
     k = parameters["knobs"]["hidden"] if record["method"] == "mlet" else 0
     about = {"dataset": dataset.name, "d": parameters["dim"], "k": k, "seed": record["seed"]}
     embedding = embeddings.load(folder / "embedding.safetensors")
-    rows = dataset.split("train")
-    ids = dataset.ids[rows][: parameters["train_rows"] or None]
+    dataset = dataset.thinned(parameters["train_rows"])
+    ids = dataset.ids[dataset.taken("train")]
     for feature, name in enumerate(dataset.feature_names):
         counts = torch.from_numpy(np.bincount(ids[:, feature], minlength=dataset.cardinalities[feature]))
         seen = counts > 0

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pocketrec.embeddings.base import full_bytes
-from pocketrec.measure import ROTATED_BATCHES, synchronize, zipf_ids
+from pocketrec.measure import synchronize, zipf_ids
 from pocketrec.speed import contestants, machine, rivals
 from pocketrec.speed.contestants import LR, Contestant, Lookup, Tables, Unavailable, fits
 
@@ -40,7 +40,8 @@ GRAPH = "CUDA graph"
 FOREIGN = 0.1  # cores that others may use while a round runs
 SAMPLE_SECONDS = 0.006
 INDEXED = {"forward": 12, "step": 30}  # embeddings that take as much as what indexes each element does meanwhile
-MOST_LOOKUPS = 64 * 2048  # samples of all rotating batches: more than this is out of any cache anyway
+MOST_SAMPLES = 64 * 2048  # of all rotating batches: what more would read is in no cache anyway
+MOST_BATCHES = 1024
 
 
 @dataclass
@@ -263,8 +264,11 @@ def captured(call: Callable[[], Any], pool: Any = None) -> Callable[[], None]:
 def drawn_ids(
     cardinalities: Sequence[int], batch: int, ids: str, device: str, count: int | None = None
 ) -> list[Tensor]:
-    """Return different batches of ids [batch, features]; by default so many that no cache keeps the rows of all."""
-    count = count or max(4, min(ROTATED_BATCHES, MOST_LOOKUPS // batch))
+    """Return different batches of ids [batch, features].
+
+    By default so many that no cache keeps the rows of all; of single samples so many that only the largest one can.
+    """
+    count = count or int(np.clip(MOST_SAMPLES // batch, 4, MOST_BATCHES))
     if ids == "zipf":
         drawn = zipf_ids(cardinalities, count * batch)
     else:

@@ -300,7 +300,8 @@ def reading(dataset: Dataset, rows: int = 0, batch: int = BATCH, dim: int = 16) 
     """
     embedding = embeddings.build("robe", cardinalities=dataset.cardinalities, dim=dim, ratio=1000, block_size=16)
     network = DLRM(embedding, dataset.num_dense)
-    history = training.fit(network, dataset, batch_size=batch, train_rows=rows, evaluations=1, keep="last")
+    dataset = dataset.thinned(rows)
+    history = training.fit(network, dataset, batch_size=batch, evaluations=1, keep="last")
     steps, share = history.steps, history.waited / history.seconds
     held = list(dataset.batches("train", batch, seed=0, limit=HELD * batch))
     optims = optimizers(network, table_optimizer="adagrad", table_lr=0.05, dense_lr=1e-3)

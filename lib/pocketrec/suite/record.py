@@ -21,7 +21,7 @@ SCHEMA = 1
 STATUSES = ("done", "failed", "crashed", "oom", "timeout", "diverged", "infeasible", "interrupted")
 SETTLED = ("done", "infeasible")
 FAILURES = tuple(status for status in STATUSES if status not in SETTLED)
-SECTIONS = ("data", "sizes", "metrics", "training", "curve", "speed", "memory", "environment")
+SECTIONS = ("data", "embedding", "sizes", "metrics", "training", "curve", "speed", "memory", "environment")
 
 
 def read(folder: Path) -> dict[str, Any] | None:
