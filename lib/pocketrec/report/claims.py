@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from math import inf
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-HOLDS, FAILS, UNTESTED = "holds here", "does not hold here", "cannot be tested here"
-_COLOURS = {HOLDS: "#0b7a4b", FAILS: "#c2342b", UNTESTED: "#667380"}
+HOLDS, FAILS = "holds here", "does not hold here"
+UNDECIDED = "undecided here"  # tested, and the interval reaches across what was claimed
+UNTESTED = "cannot be tested here"  # not run, or this machine or data cannot show it
+_COLOURS = {HOLDS: "#0b7a4b", FAILS: "#c2342b", UNDECIDED: "#8a6100", UNTESTED: "#667380"}
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,8 @@ class Verdict:
         claim: in the words of whoever has not read the paper.
         published: the figure with its source.
         here: what was measured, with its interval, or why nothing was.
-        verdict: `HOLDS`, `FAILS` or `UNTESTED`.
-        needs: what a test would take, where there is none here.
+        verdict: `HOLDS`, `FAILS`, `UNDECIDED` or `UNTESTED`.
+        needs: what a test, or a decision, would take.
         command: that runs it.
     """
 
@@ -31,9 +34,21 @@ class Verdict:
     command: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a fourth answer."""
+        """Refuse any other answer."""
         if self.verdict not in _COLOURS:
             raise ValueError(f"a verdict is one of {', '.join(_COLOURS)}; got {self.verdict!r}")
+
+
+def by_interval(low: Iterable[float], high: Iterable[float], most: float = inf, least: float = -inf) -> str:
+    """Judge a claim that quantities are at most `most` and at least `least`, by the intervals of all of them.
+
+    It holds if all intervals lie inside, fails if one lies outside altogether, and is undecided otherwise: also where
+    an interval is not known (NaN), or there is none.
+    """
+    bounds = list(zip(low, high, strict=True))
+    if any(bottom > most or top < least for bottom, top in bounds):
+        return FAILS
+    return HOLDS if bounds and all(least <= bottom and top <= most for bottom, top in bounds) else UNDECIDED
 
 
 def table(verdicts: Iterable[Verdict]) -> Styler:
@@ -48,11 +63,11 @@ def table(verdicts: Iterable[Verdict]) -> Styler:
 
 
 def tally(verdicts: Iterable[Verdict]) -> str:
-    """Say in one line how the claims fared: `2 hold here, 1 does not hold here, 1 cannot be tested here`."""
+    """Say in one line how the claims fared: `2 hold here, 1 does not hold here, 1 undecided here`."""
     found = [verdict.verdict for verdict in verdicts]
     plural = {HOLDS: ("holds here", "hold here"), FAILS: ("does not hold here", "do not hold here")}
     parts = []
-    for verdict in (HOLDS, FAILS, UNTESTED):
+    for verdict in _COLOURS:
         if count := found.count(verdict):
             one, many = plural.get(verdict, (verdict, verdict))
             parts.append(f"{count} {one if count == 1 else many}")
