@@ -3,7 +3,7 @@
 import pytest
 
 from pocketrec.errors import UserError, suggest
-from pocketrec.files import atomic, read_yaml, write_json
+from pocketrec.files import atomic, read_yaml, source_hash, write_json
 
 
 def yaml(tmp_path, text):
@@ -53,3 +53,14 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
 def test_suggestions():
     assert suggest("rope", ["robe", "full"]) == "; did you mean 'robe'?"
     assert suggest("zzz", ["robe", "full"]) == "; known: full, robe"
+
+
+def test_what_is_said_of_code_is_not_hashed(tmp_path):
+    def hashed(text, name="a.py"):
+        (tmp_path / name).write_text(text)
+        return source_hash(tmp_path / name)
+
+    code = 'def f(x):\n    """Double."""\n    return 2 * x  # twice\n'
+    assert hashed(code) == hashed('"""A module."""\n\ndef f(x):\n\n    return 2*x\n')
+    assert hashed(code) != hashed(code.replace("2", "3"))
+    assert hashed("int a; // one", "a.cpp") != hashed("int a; // two", "a.cpp")

@@ -184,3 +184,29 @@ def test_updates_in_place_and_through_autograd_agree(tiny):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     with pytest.raises(ValueError, match="updates must be"):
         fit(build(tiny), tiny, updates="fuse")
+
+
+@pytest.mark.parametrize(
+    ("method", "ratio", "numbers"),
+    [("full", 1, {"sgd": 0, "adagrad": 1, "adam": 2 * 16}), ("robe", 4, {"sgd": 0, "adagrad": 4, "adam": 2 * 4})],
+)
+def test_the_bytes_of_the_optimizer_are_those_of_what_trained(tiny, method, ratio, numbers):
+    for optimizer, of_a_row in numbers.items():
+        model, updates = build(tiny, method, ratio), "autograd" if optimizer == "adam" else "fused"
+        history = fit(model, tiny.thinned(200), batch_size=100, table_optimizer=optimizer, updates=updates)
+        assert history.optimizer_bytes == pytest.approx(4 * of_a_row * sum(tiny.cardinalities), abs=16)
+
+
+def test_pruned_numbers_are_not_moved_again(tiny):
+    with pytest.raises(ValueError, match="pruning: adam would move what was pruned"):
+        fit(build(tiny, "pruning"), tiny, table_optimizer="adam", updates="autograd")
+
+
+def test_scores_are_those_of_the_logits(tiny):
+    model = build(tiny)
+    with torch.no_grad():
+        model.top[-2].bias += 30  # sigmoid in float32 would be 1
+    probabilities, labels = predict(model, tiny, "test")
+    logits = torch.cat([model(batch.dense, batch.ids) for batch in tiny.batches("test", 1000)]).double()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.double())
+    assert training.scores(probabilities, labels)["log_loss"] == pytest.approx(expected.item(), rel=1e-6)

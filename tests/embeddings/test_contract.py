@@ -343,3 +343,13 @@ def test_in_bfloat16(method, table_optimizer, tmp_path):
     loaded = embeddings.load(tmp_path / "e.safetensors")
     assert written == module.deploy().storage().inference_bytes == module.storage().inference_bytes
     assert loaded(ids).dtype == torch.bfloat16 and torch.equal(loaded(ids), module.deploy()(ids))
+
+
+def test_autocast_does_not_lower_what_is_looked_up(method):
+    """Not for some methods only: their scores could not be set side by side."""
+    embedding, ids = make(method).eval(), draw_ids()
+    expected = embedding(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = embedding(ids)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

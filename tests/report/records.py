@@ -140,7 +140,7 @@ def suite(seeds: int = 3) -> list[dict[str, Any]]:
     runs = [quality(m, d, r, s) for (m, r), d, s in product(cells, FULL, range(seeds))]
     runs += [timed(m, d, r) for (m, r), d in product(cells, FULL)]
     named = {record["run"]: record for record in runs}
-    sentence = "Infeasible: low_dim at 1000x: one dimension of 590,000 rows takes 2.4 MB of a 0.04 MB budget"
+    sentence = "Infeasible: low_dim at 1000x: one dimension of 590,000 rows needs 2.4 MB; the budget is 0.04 MB"
     troubles = [failed("infeasible", sentence, "low_dim", "bookcrossing", 1000, s) for s in range(seeds)]
     troubles += [
         failed("oom", "MemoryError: the run took more than 4 GB", "hashing", "planted", 10, 0),

@@ -20,7 +20,7 @@ ACTS = {
     "torchmemory": ("oom", "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
     "sleep": ("timeout", "longer than the suite's limit of 0.2 minutes"),
     "diverge": ("diverged", "Diverged: the loss is nan at step 3"),
-    "infeasible": ("infeasible", "Infeasible: the tables alone take 9 MB of a 4 MB budget"),
+    "infeasible": ("infeasible", "Infeasible: the tables alone need 9 MB; the budget is 4 MB"),
     "nan": ("failed", "ValueError: metrics.test.auc is nan; what was not reached must be left out"),
     "rawnan": ("failed", "metrics.json cannot be used: it holds NaN"),
     "disk": ("failed", "the disk is full (OSError: [Errno 28] No space left on device)"),

@@ -21,7 +21,7 @@ from pocketrec.data import raw as _raw
 from pocketrec.data.options import resolve
 from pocketrec.data.prepared import Dataset
 from pocketrec.errors import UserError, unknown
-from pocketrec.files import read_yaml
+from pocketrec.files import read_yaml, source_hash
 
 KEYS = {"title", "source", "about", "licence", "file", "raw", "published", "options", "recipe"}
 
@@ -38,7 +38,7 @@ class _Choice:
     @property
     def digest(self) -> str:
         shared = (rows, columns, text) if "raw" in self.content else (rows, columns)
-        code = [Path(module.__file__).read_text() for module in (*shared, self.source)]
+        code = [source_hash(Path(module.__file__)) for module in (*shared, self.source)]
         identify = getattr(self.source, "fingerprint", lambda options: None)
         pin = _raw.fingerprint(self.name) if "raw" in self.content else self.content.get("file", {}).get("sha256")
         parts = [asdict(self.options), pin, code, identify(self.options)]

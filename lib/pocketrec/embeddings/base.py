@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any, ClassVar
 
 import torch
@@ -59,7 +60,7 @@ class Embedding(nn.Module):
     Attributes:
         name: what params files and records call the method.
         paper: where it was published, as short as `MLSys 2022`.
-        knobs: its choices and their defaults, all accepted by `solve`.
+        knobs: its choices and their defaults: what `solve` takes by keyword.
         only_ratio: the one ratio at which it exists, where there is only one.
         checks_ids: whether its kernels hold ids against `limits` as they read them, on a processor.
         keeps_zeros: whether zeros in its tables mean something: no optimizer may move rows that were not read.
@@ -73,6 +74,11 @@ class Embedding(nn.Module):
     only_ratio: ClassVar[float | None] = None
     checks_ids: ClassVar[bool] = False
     keeps_zeros: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        choices = signature(cls.solve).parameters.values()
+        cls.knobs = {choice.name: choice.default for choice in choices if choice.kind is Parameter.KEYWORD_ONLY}
 
     def __init__(self, cardinalities: Sequence[int], dim: int, seed: int, **config: Any) -> None:
         super().__init__()

@@ -42,7 +42,6 @@ class Cafe(Embedding):
 
     name = "cafe"
     paper = "SIGMOD 2024"
-    knobs = {"hot_share": 0.3, "threshold": 200, "refreshes": 50, "decay": 0.95}
 
     @classmethod
     def solve(
@@ -63,8 +62,8 @@ class Cafe(Embedding):
         rows = share_out(cardinalities, (int(budget_bytes) - hot * per_hot) // row, threshold)
         if rows is None:
             raise Infeasible(
-                f"cafe with {hot} hot ids and a single row a table takes "
-                f"{megabytes(hot * per_hot + len(cardinalities) * row)} of a {megabytes(budget_bytes)} budget"
+                f"cafe with {hot} hot ids and a single row a table needs "
+                f"{megabytes(hot * per_hot + len(cardinalities) * row)}; the budget is {megabytes(budget_bytes)}"
             )
         return {"hot": hot, "rows": rows, "refreshes": refreshes, "decay": decay}
 

@@ -42,7 +42,6 @@ class Cce(Embedding):
 
     name = "cce"
     paper = "NeurIPS 2023"
-    knobs = {"columns": None, "clusterings": 1}
 
     @classmethod
     def solve(
@@ -68,8 +67,8 @@ class Cce(Embedding):
             if low and (columns or c == 1 or maps.bytes() <= budget_bytes / 2):
                 return {"rows": low, "columns": c, "clusterings": clusterings}
         raise Infeasible(
-            f"cce with k = 1 takes {megabytes(size(1, c))}, its maps alone "
-            f"{megabytes(cls._maps(cardinalities, dim, 1, c).bytes())}, of a {megabytes(budget_bytes)} budget"
+            f"cce with k = 1 needs {megabytes(size(1, c))}, its maps alone "
+            f"{megabytes(cls._maps(cardinalities, dim, 1, c).bytes())}; the budget is {megabytes(budget_bytes)}"
         )
 
     @staticmethod

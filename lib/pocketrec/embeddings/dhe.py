@@ -41,7 +41,6 @@ class DHE(Embedding):
 
     name = "dhe"
     paper = "KDD 2021"
-    knobs = {"hashes": None, "layers": 2, "tables": None}
 
     @classmethod
     def solve(
@@ -74,7 +73,7 @@ class DHE(Embedding):
         if not best:
             least = min(size(count, 1) for count in counts)
             raise Infeasible(
-                f"dhe with one hidden unit takes {megabytes(least)} of a {megabytes(budget_bytes)} budget, "
+                f"dhe with one hidden unit needs {megabytes(least)}; the budget is {megabytes(budget_bytes)}, "
                 "tables kept whole included"
             )
         return config(chosen, best)

@@ -49,7 +49,6 @@ class Dpq(Embedding):
 
     name = "dpq"
     paper = "ICML 2020"
-    knobs = {"groups": None, "bits": None}
 
     @classmethod
     def solve(
@@ -88,7 +87,7 @@ class Dpq(Embedding):
                     if size <= budget_bytes and (best is None or (d * b, b) > best[0]):
                         best = (d * b, b), config
         if best is None:
-            raise Infeasible(f"{cls.name} takes at least {megabytes(least)} of a {megabytes(budget_bytes)} budget")
+            raise Infeasible(f"{cls.name} needs at least {megabytes(least)}; the budget is {megabytes(budget_bytes)}")
         return best[1]
 
     @staticmethod
@@ -266,7 +265,6 @@ class Mgqe(Dpq):
 
     name = "mgqe"
     paper = "WWW 2020"
-    knobs = {"groups": None, "bits": None, "tail_bits": None, "head_share": 0.1}
 
     @classmethod
     def solve(

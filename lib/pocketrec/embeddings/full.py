@@ -39,7 +39,8 @@ class Full(Embedding):
         needed = full_bytes(cardinalities, dim)
         if needed > budget_bytes:
             raise Infeasible(
-                f"the full table takes {megabytes(needed)} of a {megabytes(budget_bytes)} budget: it exists at ratio 1"
+                f"the full table needs {megabytes(needed)} and exists at ratio 1 only; "
+                f"the budget is {megabytes(budget_bytes)}"
             )
         return {}
 

@@ -40,7 +40,6 @@ class HashEmbeddings(Embedding):
 
     name = "hash_embeddings"
     paper = "NIPS 2017"
-    knobs = {"hashes": 2, "weights": 4, "threshold": 200}
 
     @classmethod
     def solve(

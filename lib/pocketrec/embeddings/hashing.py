@@ -37,7 +37,6 @@ class Hashing(Embedding):
     name = "hashing"
     paper = "ICML 2009"
     checks_ids = True
-    knobs = {"threshold": 200, "hash": "universal"}
 
     @classmethod
     def solve(
@@ -53,8 +52,8 @@ class Hashing(Embedding):
         rows = share_out(cardinalities, int(budget_bytes) // (FLOAT_BYTES * dim), threshold)
         if rows is None:
             raise Infeasible(
-                f"hashing with a single row a table takes {megabytes(len(cardinalities) * dim * FLOAT_BYTES)} "
-                f"of a {megabytes(budget_bytes)} budget"
+                f"hashing with a single row a table needs {megabytes(len(cardinalities) * dim * FLOAT_BYTES)}; "
+                f"the budget is {megabytes(budget_bytes)}"
             )
         return {"rows": rows, "hash": hash}
 

@@ -29,7 +29,6 @@ class LowDim(Embedding):
     """Tables of k < dim columns, the same k for all, projected to dim."""
 
     name = "low_dim"
-    knobs = {"projection": True}
     checks_ids = True
 
     @classmethod
@@ -41,7 +40,7 @@ class LowDim(Embedding):
         width = min(dim, int(budget_bytes // per_column))
         if width < 1:
             raise Infeasible(
-                f"low_dim with a single column takes {megabytes(per_column)} of a {megabytes(budget_bytes)} budget: "
+                f"low_dim with a single column needs {megabytes(per_column)}; the budget is {megabytes(budget_bytes)}: "
                 f"its largest ratio is about {dim}"
             )
         return {"width": width, "projection": projection}

@@ -38,7 +38,6 @@ class Memcom(Embedding):
 
     name = "memcom"
     paper = "MLSys 2022"
-    knobs = {"bias": False, "threshold": 200}
 
     @classmethod
     def solve(

@@ -33,7 +33,6 @@ class MixedDim(Embedding):
 
     name = "mixed_dim"
     paper = "2019"
-    knobs = {"alpha": 0.3}
 
     @classmethod
     def solve(
@@ -50,8 +49,8 @@ class MixedDim(Embedding):
         least = size(widths(0))
         if least > budget_bytes:
             raise Infeasible(
-                f"mixed_dim with a single column a table takes {megabytes(least)} of a {megabytes(budget_bytes)} "
-                f"budget: its largest ratio is about {dim}"
+                f"mixed_dim with a single column a table needs {megabytes(least)}; the budget is "
+                f"{megabytes(budget_bytes)}: its largest ratio is about {dim}"
             )
         low, high = 0.0, 1.01 * dim * max(cardinalities) ** alpha
         if size(widths(high)) <= budget_bytes:

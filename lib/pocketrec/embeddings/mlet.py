@@ -42,7 +42,6 @@ class MLET(Embedding):
 
     name = "mlet"
     paper = "2020"
-    knobs = {"hidden": 64}
     checks_ids = True
 
     @classmethod
@@ -52,7 +51,7 @@ class MLET(Embedding):
         width = min(dim, int(budget_bytes // per_column))
         if width < 1:
             raise Infeasible(
-                f"mlet with a single column takes {megabytes(per_column)} of a {megabytes(budget_bytes)} budget: "
+                f"mlet with a single column needs {megabytes(per_column)}; the budget is {megabytes(budget_bytes)}: "
                 f"its largest ratio is {dim}"
             )
         return {"width": width, "hidden": max(hidden, width)}

@@ -49,7 +49,6 @@ class Pruning(Embedding):
     name = "pruning"
     paper = "ICLR 2021"
     keeps_zeros = True
-    knobs = {"threshold": "magnitude", "until": 0.8, "prunings": 20}
 
     @classmethod
     def solve(

@@ -28,7 +28,6 @@ class Pss(Robe):
 
     name = "pss"
     paper = "NeurIPS 2022"
-    knobs = {"mapping": "element", "scope": "one array", "sign": True, "threshold": 200, "init_scale": None}
 
     @classmethod
     def solve(

@@ -49,7 +49,6 @@ class QuotientRemainder(Embedding):
 
     name = "quotient_remainder"
     paper = "KDD 2020"
-    knobs = {"parts": 2, "operation": "multiply", "partition": "digits", "threshold": 200, "init": "one"}
 
     @classmethod
     def solve(

@@ -43,7 +43,6 @@ class Robe(Embedding):
     name = "robe"
     paper = "MLSys 2022"
     checks_ids = True
-    knobs = {"block_size": None, "hash": "universal", "layout": "independent", "sign": False, "init_scale": None}
 
     @classmethod
     def solve(

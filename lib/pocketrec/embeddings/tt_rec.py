@@ -62,7 +62,6 @@ class TTRec(Embedding):
 
     name = "tt_rec"
     paper = "MLSys 2021"
-    knobs = {"cores": 3, "rank": None, "tables": None, "threshold": None, "init": "scaled_gaussian", "cache": 0.0}
 
     @classmethod
     def solve(
@@ -104,9 +103,9 @@ class TTRec(Embedding):
             least = min((largest(cardinalities, count) for count in counts), key=lambda c: size(c, rank or 1))
             whole = WholeTables.stored(cardinalities, least, dim).bytes()
             raise Infeasible(
-                f"tt_rec with {len(least)} of {len(cardinalities)} tables at rank {rank or 1} takes "
-                f"{megabytes(size(least, rank or 1))}, {megabytes(whole)} of it in tables kept whole, "
-                f"of a {megabytes(budget_bytes)} budget"
+                f"tt_rec with {len(least)} of {len(cardinalities)} tables at rank {rank or 1} needs "
+                f"{megabytes(size(least, rank or 1))}, {megabytes(whole)} of it in tables kept whole; "
+                f"the budget is {megabytes(budget_bytes)}"
             )
         return {"tables": chosen, "rank": best, "cores": cores, "init": init, "cache": cached(chosen)}
 

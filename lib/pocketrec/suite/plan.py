@@ -14,6 +14,7 @@ from typing import Any
 import pocketrec
 from pocketrec import paths
 from pocketrec.errors import UserError, unknown
+from pocketrec.files import source_hash
 from pocketrec.suite import record
 from pocketrec.suite.process import is_locked
 from pocketrec.suite.spec import AXES, Suite, Template, checked
@@ -305,7 +306,7 @@ def _hash(*parts: Any) -> str:
 
 
 def _files(files: Iterable[Path]) -> dict[str, str]:
-    return {_relative(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+    return {_relative(file): source_hash(file) for file in sorted(files)}
 
 
 def _relative(file: Path) -> str:
