@@ -99,7 +99,7 @@ def _check(model: nn.Module, nproc: int, arguments: dict[str, Any]) -> None:
     where = f"nproc: {nproc}"
     device = torch.device(arguments["device"])
     if device.index is not None:
-        raise UserError(f"{where}: every process has a GPU of its own: take device: {device.type}, not {device}")
+        raise UserError(f"{where}: each process takes a GPU of its own: set device: {device.type}, not {device}")
     if device.type == "cuda" and torch.cuda.device_count() < nproc:
         raise UserError(f"{where}: this machine has {torch.cuda.device_count()} GPUs; take as many processes or fewer")
     if isinstance(model.embedding, Full):

@@ -24,7 +24,7 @@ from pocketrec.data import Batch, Dataset
 def interleave(
     calls: dict[object, Callable[[], object]], repeats: int, seconds: float = 60
 ) -> dict[object, np.ndarray]:
-    """Time every call in turn, round after round, so that a change of the machine's mood meets them all.
+    """Time every call in turn, round after round, so that a change of the machine's speed meets them all.
 
     Returns the samples of each in milliseconds, float64 [rounds]; `repeats` rounds after a tenth as warm-up,
     fewer (at least 5) when they would take longer than `seconds`.

@@ -28,7 +28,7 @@ from pocketrec.metrics import frequency_slices, scores
 from pocketrec.optim import in_place, optimizers
 
 EVALUATION_BATCH = 16384
-OUTSIDE = ("model", "dataset", "device", "checkpoint", "checkpoint_minutes")  # arguments that no checkpoint repeats
+OUTSIDE = ("model", "dataset", "device", "checkpoint", "checkpoint_minutes")  # may differ from the checkpoint
 
 
 class Diverged(Exception):
@@ -121,12 +121,18 @@ def fit(
 ) -> History:
     """Train in place on the training rows with binary cross-entropy; return the history.
 
+    It asks the C library to keep memory that is freed (`kernels.native.keep_memory`), for the rest of the process.
+
     Args:
+        batch_size: rows a step, of all processes together.
         epochs: passes over the training rows; a fraction stops early.
+        table_optimizer: of the embedding: `adagrad` (row-wise) or `sgd`, and with `updates: autograd` also `adam` or
+            `adamw`; `table_lr` is its learning rate.
+        dense_optimizer: of everything else: `adam` or `sgd`; `dense_lr` is its learning rate.
         updates: `fused` applies the gradients of tables where they arise, `autograd` makes them first; the results
             agree to rounding.
         precision: of the MLPs' and the interaction's products: `float32`, or `bf16`, which takes half the time on
-            processors that have it, and many times as long on others. Weights, updates and scores are float32.
+            processors that have it, and many times as long on others. Embeddings, weights and updates are float32.
         keep: `best` puts back the weights of the evaluation with the highest validation AUC, `last` does not.
         seed: of the order of the rows.
         evaluations: scorings of the validation rows, evenly spaced in every epoch.
@@ -135,10 +141,12 @@ def fit(
         checkpoint: file to go on from, where there is one, with the same numbers as without the interruption.
         checkpoint_minutes: how often to save to that file; 0 never.
         target_auc: end with the first evaluation whose validation AUC reaches it; 0 goes on to the end.
-        nproc: processes that train together, see `distributed`; `batch_size` is that of all.
+        device: `cpu`, `cuda`, or one of several, `cuda:1`; the model is moved there.
+        nproc: processes that train together, see `distributed`.
 
     Raises:
-        Diverged: as soon as a loss that is read is not finite.
+        ValueError: for an argument that is none of the above, or that another one rules out.
+        Diverged: where the mean loss of the steps before an evaluation is not finite.
         UserError: when the checkpoint cannot be read, or is that of another training.
     """
     arguments = dict(locals())

@@ -137,7 +137,7 @@ def test_a_dataset_of_several_files_is_downloaded_and_prepared(root, host):
 
 
 def test_what_needs_a_login_says_how(root):
-    with pytest.raises(UserError, match=r"avazu: is not to be had without you: it needs a login: .*--raw FILE"):
+    with pytest.raises(UserError, match=r"avazu: cannot be fetched without you: it needs a login: .*--raw FILE"):
         data.prepare("avazu", download=True, progress=False)
     assert not list(paths.DATA.glob("prepared/avazu*"))
 

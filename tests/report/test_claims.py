@@ -1,5 +1,7 @@
 """Verdicts on a paper's claims."""
 
+import math
+
 import pytest
 
 from pocketrec.report import claims
@@ -21,6 +23,23 @@ def test_the_tally_counts_each_answer():
     assert claims.tally([]) == "no claim was tested"
 
 
-def test_there_are_three_answers():
+def test_there_are_four_answers():
     with pytest.raises(ValueError, match="holds here"):
         claims.Verdict("fast", "3x", "2x", "maybe")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bounds", "verdict"),
+    [
+        ([1, 2], [2, 3], {"most": 3}, claims.HOLDS),
+        ([1, 2], [2, 3.1], {"most": 3}, claims.UNDECIDED),
+        ([1, 3.1], [2, 3.2], {"most": 3}, claims.FAILS),
+        ([5, 4], [6, 9], {"least": 4}, claims.HOLDS),
+        ([5, 1], [6, 3], {"least": 4}, claims.FAILS),
+        ([-1], [1], {"least": -1, "most": 1}, claims.HOLDS),
+        ([math.nan], [math.nan], {"most": 3}, claims.UNDECIDED),
+        ([], [], {"most": 3}, claims.UNDECIDED),
+    ],
+)
+def test_intervals_decide_in_one_way(low, high, bounds, verdict):
+    assert claims.by_interval(low, high, **bounds) == verdict

@@ -40,7 +40,7 @@ def download(name: str, where: dict[str, Any], progress: bool = True) -> None:
     """
     if not where["from"]:
         raise UserError(
-            f"{name}: is not to be had without you: {where['help']}; then `pocketrec prepare {name} --raw FILE`"
+            f"{name}: cannot be fetched without you: {where['help']}; then `pocketrec prepare {name} --raw FILE`"
         )
     folder = paths.DATA / "downloads" / name
     remedy = f"try later, or get it by hand ({where['help']}), then `pocketrec prepare {name} --raw FILE`"

@@ -193,11 +193,13 @@ def _itemsize(rows: int) -> int:
     return 1 if rows <= 1 << 8 else 2 if rows <= 1 << 16 else 4
 
 
-def kmeans(points: Tensor, k: int, draw: torch.Generator, samples: int = 16, iterations: int = 5) -> Tensor:
+def kmeans(points: Tensor, k: int, draw: torch.Generator, samples: int | None = None, iterations: int = 5) -> Tensor:
     """Return k centroids of points [n, width] by Lloyd's iterations on `samples` k of them, drawn on the CPU.
 
-    Distances are one matrix product, so that this runs where the points are. A centroid without points stays.
+    By default 256 a centroid, as the authors have it, and fewer, down to 16, where that would be a billion distances.
+    They are one matrix product, so that this runs where the points are. A centroid without points stays.
     """
+    samples = samples or min(256, max(16, (1 << 30) // k**2))
     chosen = torch.randperm(len(points), generator=draw)[: samples * k].to(points.device)
     points = points[chosen]
     centroids = points[:k].clone()

@@ -1,4 +1,4 @@
-"""Hash embeddings: a row is a sum of k rows found by k hashes, weighed by k numbers of the id's own.
+"""Hash embeddings: a row is a sum of k rows found by k hashes, each times a trained weight of the id.
 
     e(t, x) = sum_j p_t[g_t(x)]_j B_t[h_tj(x)],   B_t in R^{m_t x dim},   p_t in R^{K_t x k}
     bytes = 4 sum_t (m_t dim + K_t k),  K_t = min(n_t, `weights` m_t);  4 n_t dim for a table kept whole

@@ -21,7 +21,7 @@ def below_diagonal(count: int, device: torch.device | None = None) -> Tensor:
 def pairs(vectors: Tensor, index: Tensor | None = None) -> Tensor:
     """Return the dot products of all pairs, [batch, n, dim] -> [batch, n (n - 1) / 2].
 
-    `index`: `below_diagonal(n)`, for who has it at hand.
+    `index`: `below_diagonal(n)`, made where it is not given.
     """
     index = below_diagonal(vectors.shape[1], vectors.device) if index is None else index
     return (vectors @ vectors.mT).flatten(1).gather(1, index.expand(len(vectors), -1))

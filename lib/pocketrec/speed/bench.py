@@ -1,7 +1,7 @@
 """Times every contestant in turn, at every batch size, width and distribution of ids, and keeps the samples.
 
 A sample is the median of calls in a row that take some milliseconds; a round takes one sample of every contestant,
-so that a change of the machine's mood meets them all. While a round ran, others may have been busy: above a tenth of
+so that a change of the machine's speed meets them all. While a round ran, others may have been busy: above a tenth of
 a core it is taken again, until patience ends, and every sample says how much it was. What gives wrong numbers is not
 timed.
 """

@@ -1,4 +1,4 @@
-"""The machine under test: its memory made steady, its limits, its mood, and who else is busy on it.
+"""The machine under test: its memory made steady, its limits, how fast its cores talk, and who else is busy on it.
 
 Three things falsify timings on a machine that is shared. The allocator hands large tensors back after every call,
 and the page faults of the next one cost several times the lookup: `native.keep_memory`. Without huge pages, most of

@@ -283,7 +283,7 @@ def bench(
     dim: Annotated[str | None, typer.Option(help="Widths, by commas: 16, 64, 128.")] = None,
     batch: Annotated[str | None, typer.Option(help="Batch sizes, by commas: 1, 64, 2048, 65536.")] = None,
     ids: Annotated[str | None, typer.Option(help="zipf, uniform.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Samples of each point that no one else disturbed.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Undisturbed samples to take of each point.")] = 15,
     patience: Annotated[float, typer.Option(min=0, help="Disturbed rounds taken again, per round.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
     rivals: Annotated[Path | None, typer.Option(help="Folder of rivals' checkouts.", envvar=RIVALS)] = None,
