@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import Parameter, signature
+from math import sqrt
 from typing import Any, ClassVar
 
 import torch
@@ -309,6 +310,12 @@ def uniform_(tensor: Tensor, bound: float, draw: torch.Generator, chunk: int = 1
         for part in tensor.view(-1).split(chunk) if _drawing else ():
             part.copy_(torch.empty(len(part)).uniform_(-bound, bound, generator=draw))
     return tensor
+
+
+def draw_tables(weight: Tensor, rows: Sequence[int], cardinalities: Sequence[int], draw: torch.Generator) -> None:
+    """Fill stacked tables of so many rows, that of n ids with U(-1/sqrt(n), 1/sqrt(n)), as DLRM's public code does."""
+    for table, n in zip(weight.data.split(list(rows)) if rows else (), cardinalities, strict=True):
+        uniform_(table, 1 / sqrt(n), draw)
 
 
 def megabytes(count: float) -> str:

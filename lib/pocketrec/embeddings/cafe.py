@@ -24,6 +24,7 @@ from pocketrec.embeddings.base import (
     FLOAT_BYTES,
     Embedding,
     Infeasible,
+    draw_tables,
     generator,
     megabytes,
     offsets,
@@ -103,8 +104,7 @@ class Cafe(Embedding):
         self.register_buffer("sketch_scores", torch.zeros(hot, ENTRIES))
         draw = generator(seed)
         uniform_(self.table.weight.data[:hot], max(self.cardinalities) ** -0.5, draw)
-        for table, n in zip(self.table.weight.data[hot:].split(self.config["rows"]), self.cardinalities, strict=True):
-            uniform_(table, n**-0.5, draw)
+        draw_tables(self.table.weight[hot:], self.config["rows"], self.cardinalities, draw)
         self._seen: tuple[Tensor, Tensor] | None = None  # ids and gradients of the last step
 
     def lookup(self, ids: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from pocketrec.embeddings.base import (
     uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored
-from pocketrec.kernels import universal_hash
+from pocketrec.kernels import gather, universal_hash
 
 MAP_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # int16 holds 0 to 65535 by its bits
 
@@ -218,7 +218,9 @@ def assign(points: Tensor, centroids: Tensor, chunk: int | None = None) -> Tenso
 
 
 def means(points: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the mean of the points of each group [count, width], 0 where empty, and their number [count, 1]."""
+    """Return the mean of the points of each group [count, width], 0 where empty, and their number [count, 1].
+
+    They are summed in one order, on a GPU too: all processes of a training come to the same bits.
+    """
     number = torch.bincount(groups, minlength=count).unsqueeze(1)
-    total = points.new_zeros(count, points.shape[1]).index_add_(0, groups, points)
-    return total / number.clamp(min=1), number
+    return gather.sum_rows(points, groups, count) / number.clamp(min=1), number

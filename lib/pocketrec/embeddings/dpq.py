@@ -32,6 +32,7 @@ from pocketrec.embeddings.base import (
     FLOAT_BYTES,
     Embedding,
     Infeasible,
+    draw_tables,
     generator,
     megabytes,
     offsets,
@@ -138,8 +139,7 @@ class Dpq(Embedding):
         self.constant("order", torch.tensor([*whole, *coded]).argsort())
         self.constant("books", torch.arange(len(coded) * groups).view(-1, groups) << bits)
         draw = generator(seed)
-        for table in self.table.weight.data.split(self.cardinalities):
-            uniform_(table, len(table) ** -0.5, draw)
+        draw_tables(self.table.weight, self.cardinalities, self.cardinalities, draw)
         for t, book in zip(coded, self.codebook.weight.data, strict=True):
             uniform_(book, self.cardinalities[t] ** -0.5, draw)
         if head:

@@ -7,7 +7,6 @@ initialised U(-1/sqrt(n_t), 1/sqrt(n_t)) per table as its public code does.
 """
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import Any
 
 from torch import Tensor
@@ -15,11 +14,11 @@ from torch import Tensor
 from pocketrec.embeddings.base import (
     Embedding,
     Infeasible,
+    draw_tables,
     full_bytes,
     generator,
     megabytes,
     offsets,
-    uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored
 from pocketrec.kernels import gather, interaction
@@ -52,9 +51,7 @@ class Full(Embedding):
         super().__init__(cardinalities, dim, seed)
         self.table = Rows(sum(cardinalities), dim)  # all tables stacked
         self.constant("offsets", offsets(self.cardinalities))
-        draw = generator(seed)
-        for table in self.table.weight.data.split(self.cardinalities):
-            uniform_(table, 1 / sqrt(len(table)), draw)
+        draw_tables(self.table.weight, self.cardinalities, self.cardinalities, generator(seed))
 
     def lookup(self, ids: Tensor) -> Tensor:
         of = self._buffers  # as attributes they would take longer to find

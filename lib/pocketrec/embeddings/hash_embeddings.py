@@ -13,7 +13,6 @@ table that would gain nothing is kept whole.
 """
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import Any
 
 import torch
@@ -23,10 +22,10 @@ from pocketrec.embeddings.base import (
     FLOAT_BYTES,
     Embedding,
     Infeasible,
+    draw_tables,
     generator,
     megabytes,
     share_out,
-    uniform_,
 )
 from pocketrec.embeddings.stores import Narrow, Rows, Stored
 from pocketrec.embeddings.whole_tables import WholeTables
@@ -105,10 +104,8 @@ class HashEmbeddings(Embedding):
         self.table = Rows(sum(rows[t] for t in self.hashed), dim)
         self.importance = Narrow(sum(weight_rows[t] for t in self.hashed), hashes)
         self.importance.weight.data.fill_(IMPORTANCE)
-        draw = generator(seed, 2)
-        tables = self.table.weight.data.split([rows[t] for t in self.hashed]) if self.hashed else ()
-        for table, t in zip(tables, self.hashed, strict=True):
-            uniform_(table, 1 / sqrt(self.cardinalities[t]), draw)
+        of_hashed = [rows[t] for t in self.hashed], [self.cardinalities[t] for t in self.hashed]
+        draw_tables(self.table.weight, *of_hashed, generator(seed, 2))
 
     def lookup(self, ids: Tensor) -> Tensor:
         x = ids.index_select(1, self.hashed_at)  # [batch, hashed]

@@ -11,7 +11,6 @@ frequent ids with late, rare ones when ids are in order of first appearance.
 """
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import Any
 
 import torch
@@ -21,11 +20,11 @@ from pocketrec.embeddings.base import (
     FLOAT_BYTES,
     Embedding,
     Infeasible,
+    draw_tables,
     generator,
     megabytes,
     offsets,
     share_out,
-    uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored
 from pocketrec.kernels import gather, universal_hash
@@ -79,9 +78,7 @@ class Hashing(Embedding):
         self.constant("offsets", offsets(rows))
         drawn = universal_hash.coefficients(generator(seed, 1), 2, len(rows)) if hash == "universal" else ()
         self.constant("hash", universal_hash.unless_whole(self.limits, torch.tensor(rows), *drawn))
-        draw = generator(seed)
-        for table, n in zip(self.table.weight.data.split(self.config["rows"]), self.cardinalities, strict=True):
-            uniform_(table, 1 / sqrt(n), draw)
+        draw_tables(self.table.weight, self.config["rows"], self.cardinalities, generator(seed))
 
     def lookup(self, ids: Tensor) -> Tensor:
         of = self._buffers  # as attributes they would take longer to find

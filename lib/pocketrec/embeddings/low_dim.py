@@ -16,6 +16,7 @@ from pocketrec.embeddings.base import (
     FLOAT_BYTES,
     Embedding,
     Infeasible,
+    draw_tables,
     generator,
     megabytes,
     offsets,
@@ -59,9 +60,7 @@ class LowDim(Embedding):
         super().__init__(cardinalities, dim, seed, width=width, projection=projection)
         self.table = Rows(sum(cardinalities), width)
         self.constant("offsets", offsets(self.cardinalities))
-        draw = generator(seed)
-        for table in self.table.weight.data.split(self.cardinalities):
-            uniform_(table, 1 / sqrt(len(table)), draw)
+        draw_tables(self.table.weight, self.cardinalities, self.cardinalities, generator(seed))
         if projection:
             self.projection = Weights(len(cardinalities), width, dim)
             uniform_(self.projection.weight.data, sqrt(3 / width), generator(seed, 1))  # keeps the variance of a row

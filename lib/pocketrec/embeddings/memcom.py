@@ -12,7 +12,6 @@ from 0.01 above it (0.799).
 """
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import Any
 
 import torch
@@ -22,11 +21,11 @@ from pocketrec.embeddings.base import (
     FLOAT_BYTES,
     Embedding,
     Infeasible,
+    draw_tables,
     generator,
     megabytes,
     offsets,
     share_out,
-    uniform_,
 )
 from pocketrec.embeddings.stores import Narrow, Rows, Stored
 
@@ -79,9 +78,7 @@ class Memcom(Embedding):
         self.table = Rows(sum(rows), dim)
         self.constant("rows", torch.tensor(rows))
         self.constant("offsets", offsets(rows))
-        draw = generator(seed)
-        for table, n in zip(self.table.weight.data.split(self.config["rows"]), self.cardinalities, strict=True):
-            uniform_(table, 1 / sqrt(n), draw)
+        draw_tables(self.table.weight, self.config["rows"], self.cardinalities, generator(seed))
         self.shared = [t for t, n in enumerate(self.cardinalities) if rows[t] < n]
         if self.shared:
             self.constant("shared_at", torch.tensor(self.shared))

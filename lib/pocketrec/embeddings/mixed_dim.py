@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pocketrec.embeddings.base import (
     Embedding,
     Infeasible,
+    draw_tables,
     generator,
     megabytes,
     offsets,
@@ -76,8 +77,7 @@ class MixedDim(Embedding):
         for width, features in _by_width(widths).items():
             rows = [self.cardinalities[t] for t in features]
             table = self.tables[str(width)] = Rows(sum(rows), width)
-            for part in table.weight.data.split(rows):
-                uniform_(part, 1 / sqrt(len(part)), draw)
+            draw_tables(table.weight, rows, rows, draw)
             if width < dim:
                 projection = self.projections[str(width)] = Weights(len(features), width, dim)
                 uniform_(projection.weight.data, sqrt(3 / width), draw_projection)  # keeps the variance of a row

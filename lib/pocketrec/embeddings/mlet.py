@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from math import sqrt
 from typing import Any
 
 import torch
@@ -28,10 +27,10 @@ from pocketrec.embeddings.base import (
     FLOAT_BYTES,
     Embedding,
     Infeasible,
+    draw_tables,
     generator,
     megabytes,
     offsets,
-    uniform_,
 )
 from pocketrec.embeddings.stores import Rows, Stored, Weights
 from pocketrec.kernels import gather
@@ -69,9 +68,7 @@ class MLET(Embedding):
             return
         self.second = Weights(len(cardinalities), hidden, width)
         nn.init.normal_(self.second.weight, 0, 0.25, generator=generator(seed, 1))
-        draw = generator(seed)
-        for table in self.table.weight.data.split(self.cardinalities):
-            uniform_(table, 1 / sqrt(len(table)), draw)
+        draw_tables(self.table.weight, self.cardinalities, self.cardinalities, generator(seed))
 
     def lookup(self, ids: Tensor) -> Tensor:
         tables = gather.Tables(self.limits, self.offsets)

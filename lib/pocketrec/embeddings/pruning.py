@@ -32,11 +32,11 @@ from pocketrec.embeddings.base import (
     FLOAT_BYTES,
     Embedding,
     Infeasible,
+    draw_tables,
     generator,
     megabytes,
     offsets,
     tensor_bytes,
-    uniform_,
 )
 from pocketrec.embeddings.stores import Array, Rows, Stored, Weights
 
@@ -106,9 +106,7 @@ class Pruning(Embedding):
         self.register_buffer("factor", torch.zeros(()))  # c
         self.served = False
         self._cut: tuple[Any, Tensor] = (None, self.factor)
-        draw = generator(seed)
-        for table in self.table.weight.data.split(self.cardinalities):
-            uniform_(table, len(table) ** -0.5, draw)
+        draw_tables(self.table.weight, self.cardinalities, self.cardinalities, generator(seed))
 
     def lookup(self, ids: Tensor) -> Tensor:
         if self.served:

@@ -5,13 +5,12 @@ so some methods compress the largest tables alone.
 """
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pocketrec.embeddings.base import offsets, uniform_
+from pocketrec.embeddings.base import draw_tables, offsets
 from pocketrec.embeddings.stores import Rows, Stored
 
 
@@ -28,8 +27,7 @@ class WholeTables(nn.Module):
         self.features = [t for t in range(len(cardinalities)) if t not in compressed]
         self.rows = [cardinalities[t] for t in self.features]
         self.table = Rows(sum(self.rows), dim)
-        for table in self.table.weight.data.split(self.rows) if self.rows else ():
-            uniform_(table, 1 / sqrt(len(table)), draw)
+        draw_tables(self.table.weight, self.rows, self.rows, draw)
         self.table.weight.requires_grad_(bool(self.rows))
         for name, value in {
             "offsets": offsets(self.rows) if self.rows else torch.empty(0, dtype=torch.long),
