@@ -291,7 +291,7 @@ def rounds(calls: dict[Any, Callable[[], Any]], options: Options) -> list[Round]
     repeats = {name: _repeats(call) for name, call in calls.items()}
     taken: list[Round] = []
     while True:
-        taken.append(_round(calls, repeats))
+        taken.append(_round(calls, repeats, options.device))
         clean = sum(found.foreign <= FOREIGN for found in taken)
         if clean >= options.rounds or len(taken) >= (1 + options.patience) * options.rounds:
             return sorted(taken, key=lambda found: found.foreign)[: options.rounds]
@@ -308,15 +308,15 @@ def _repeats(call: Callable[[], Any]) -> int:
     return int(np.clip(SAMPLE_SECONDS / (time.perf_counter() - start), 1, 500))
 
 
-def _round(calls: dict[Any, Callable[[], Any]], repeats: dict[Any, int]) -> Round:
+def _round(calls: dict[Any, Callable[[], Any]], repeats: dict[Any, int], device: str) -> Round:
     hop, load = machine.core_to_core(), machine.Load()
-    ms = {name: _sample(call, repeats[name]) for name, call in calls.items()}
+    ms = {name: _sample(call, repeats[name], device) for name, call in calls.items()}
     return Round(ms, load.share(), hop)
 
 
-def _sample(call: Callable[[], Any], repeats: int) -> float:
+def _sample(call: Callable[[], Any], repeats: int, device: str) -> float:
     """Return the milliseconds of a call: the median of some in a row, on a GPU their mean."""
-    if torch.accelerator.is_available():
+    if device != "cpu":
         start = time.perf_counter()
         for _ in range(repeats):
             call()
