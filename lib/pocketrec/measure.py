@@ -13,12 +13,30 @@ from itertools import cycle
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from pocketrec import embeddings
 from pocketrec.data import Batch, Dataset
+
+
+class Load:
+    """How busy others keep the processor, from its making to `share`."""
+
+    def __init__(self) -> None:
+        self._start, self._busy, self._own = time.perf_counter(), _busy_seconds(), time.process_time()
+
+    def share(self) -> float:
+        """Return the processor time that others took, in cores; /proc/stat counts in hundredths of a second."""
+        foreign = _busy_seconds() - self._busy - (time.process_time() - self._own)
+        return max(0.0, foreign) / (time.perf_counter() - self._start)
+
+
+def _busy_seconds() -> float:
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
 
 
 def interleave(
@@ -56,7 +74,8 @@ def inference_speed(
 ) -> pd.DataFrame:
     """Time the whole model and its lookup alone on test rows, one row a part and batch size.
 
-    Columns: part (`model` or `lookup`), batch, p50_ms, p95_ms, p99_ms, samples_per_s (at the median), rounds.
+    Columns: part (`model` or `lookup`), batch, p50_ms, p95_ms, p99_ms, samples_per_s (at the median), rounds, foreign
+    (cores that others took meanwhile: above a tenth the times, and most of all p99, are theirs too).
     """
     model = model.to(device).eval()
     speeds = []
@@ -71,8 +90,10 @@ def inference_speed(
         def lookup(batches=back) -> Tensor:
             return model.embedding(next(batches).ids)
 
-        for part, times in interleave({"model": whole, "lookup": lookup}, repeats, seconds=4).items():
-            speeds.append({"part": part, "batch": size, **_percentiles(times), "rounds": len(times)})
+        load = Load()
+        samples = interleave({"model": whole, "lookup": lookup}, repeats, seconds=4)
+        about = {"batch": size, "foreign": load.share()}
+        speeds += [{"part": part, **about, **_percentiles(ms), "rounds": len(ms)} for part, ms in samples.items()]
     frame = pd.DataFrame(speeds)
     return frame.assign(samples_per_s=frame.batch / frame.p50_ms * 1e3)
 

@@ -22,6 +22,7 @@ from pocketrec import distributed, models
 from pocketrec.checkpoint import Checkpoint
 from pocketrec.data import Batch, Dataset
 from pocketrec.embeddings import Embedding
+from pocketrec.errors import UserError
 from pocketrec.kernels import native
 from pocketrec.measure import synchronize
 from pocketrec.metrics import frequency_slices, scores
@@ -167,6 +168,10 @@ def fit(
         raise ValueError(f"batch_size and epochs cannot be {batch_size} and {epochs}")
     if nproc > 1:
         return distributed.fit(arguments.pop("model"), arguments.pop("dataset"), arguments.pop("nproc"), arguments)
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"device: {device}: torch can use no GPU on this machine: take device: cpu (`pocketrec doctor`)"
+        )
     model.to(device)
     steps_per_epoch = math.ceil(dataset.rows("train") / batch_size)
     total = max(1, round(epochs * steps_per_epoch))

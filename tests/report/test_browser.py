@@ -10,6 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from pocketrec import report
+from pocketrec.report import statistics
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no chromium: apt-get install chromium")]
@@ -67,7 +68,7 @@ def test_it_loads_without_error_or_request(visit):
     page = visit().page
     assert page.locator("#numbers tbody tr").count() == 10
     assert page.locator("#bytes-picture .point").count() == 9  # one cell is infeasible
-    assert page.locator("#learning-picture .curve").count() == 4
+    assert page.locator("#learning-picture .line").count() == 4
 
 
 def test_sorting(visit, built):
@@ -104,8 +105,9 @@ def test_the_budget_names_the_best_that_fits(visit, built, megabytes, millisecon
     cells = report.summary(report.load_results(built.parent)).query("dataset == 'planted'")
     fits = cells[cells["inference_bytes"] / 1e6 <= float(megabytes or "inf")]
     fits = fits[fits["latency_p99_ms"] <= float(milliseconds or "inf")]
-    best = fits.loc[fits["auc"].idxmax()]
-    name = "full" if best["method"] == "full" else f"{best['method']} {best['ratio_requested']:,.0f}×"
+    best = fits.loc[fits["validation_auc"].idxmax()]
+    (ratio,) = statistics.ratios(best.to_frame().T)
+    name = "full" if best["method"] == "full" else f"{best['method']} {ratio.rpartition(' ')[2]}"
     assert shown.page.locator("#answer b").inner_text() == name
     assert f"{best['auc']:.4f}" in shown.page.locator("#answer").inner_text()
 
@@ -119,6 +121,22 @@ def test_a_mean_over_the_seeds_that_survived_says_so(visit):
 def test_the_best_stays_the_best_when_it_is_hidden(visit):
     shown = visit("#dataset=planted&without=robe")
     assert shown.page.locator("#numbers td.best").count() == 0
+
+
+def test_what_was_never_timed_takes_no_room(visit, tmp_path):
+    shown = visit(path=report.index(records.write(tmp_path, [records.quality("robe", "planted", 10, 0)])))
+    assert not shown.page.locator("#latency").is_visible() and not shown.page.locator("#milliseconds").is_visible()
+    assert shown.page.locator("#untimed").is_visible()
+    assert not any("Latency" in head for head in shown.texts("#numbers th") + shown.texts("#metric option"))
+
+
+def test_a_line_under_the_pointer_stands_out(visit):
+    page = visit("#dataset=planted").page
+    line, other = page.locator("#learning-picture .line").nth(0), page.locator("#learning-picture .line").nth(1)
+    opacity = "(line) => getComputedStyle(line).opacity"
+    assert (line.evaluate(opacity), other.evaluate(opacity)) == ("1", "1")
+    line.locator("text").hover()
+    assert (line.evaluate(opacity), float(other.evaluate(opacity)) < 0.5) == ("1", True)
 
 
 def test_a_budget_that_nothing_meets(visit):
@@ -220,7 +238,7 @@ def test_only_a_search_so_far(visit, tmp_path):
     page = visit(path=report.index(records.write(tmp_path, found))).page
     assert "no training run has ended yet" in page.inner_text("main")
     assert not page.locator("#choose").is_visible()
-    assert page.locator("summary").inner_text() == "planted · robe1 of 1 done"
+    assert page.locator("summary").inner_text() == "planted · robe1 of 1 search done"
 
 
 def test_times_of_two_machines_are_not_mixed(visit, tmp_path):

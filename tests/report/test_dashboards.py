@@ -1,13 +1,18 @@
 import ast
 import shutil
+from base64 import b64decode, b64encode
+from io import BytesIO
 
 import nbformat
+import numpy as np
 import pytest
 import records
+from PIL import Image
 
 from pocketrec import report
 from pocketrec.errors import UserError
 from pocketrec.paths import NOTEBOOKS
+from pocketrec.report import dashboard
 
 DASHBOARDS = sorted(NOTEBOOKS.glob("dashboard_*.ipynb"))
 ALONE = ("overview", "pareto")  # those that need nothing but a suite
@@ -26,6 +31,17 @@ def test_a_dashboard_is_thin_and_stripped(path):
         assert len(cell.source.splitlines()) <= 12
         assert not any(isinstance(node, FORBIDDEN) for node in ast.walk(ast.parse(cell.source)))
     assert notebook.cells[-1].cell_type == "code"
+
+
+def test_a_lighter_picture_keeps_pale_colours_and_stands_on_white():
+    drawn = np.random.default_rng(0).integers(200, 255, (64, 64, 4), dtype=np.uint8)  # more colours than a palette has
+    drawn[:32] = (232, 240, 247, 255)
+    drawn[:, :8] = (0, 0, 0, 0)
+    file = BytesIO()
+    Image.fromarray(drawn).save(file, "png")
+    light = Image.open(BytesIO(b64decode(dashboard._lighter(b64encode(file.getvalue()).decode()))))
+    assert light.convert("RGB").getpixel((2, 2)) == (255, 255, 255)
+    assert np.abs(np.subtract(light.convert("RGB").getpixel((20, 20)), (232, 240, 247))).max() <= 8
 
 
 def test_dashboards_run_on_records(tmp_path):

@@ -46,8 +46,8 @@ def results(tmp_path):
 def test_every_published_cell_has_a_verdict(results):
     table = literature.beside(results, "others", tolerance=0.0051).set_index(["method", "budget"])
     assert table["verdict"].unstack().loc[["full", "robe", "hashing"]].values.tolist() == [
-        ["at or above"] * 3,
-        ["no instance", "at or above", "below"],
+        ["reached"] * 3,
+        ["no instance", "reached", "below"],
         ["not run", "only ours", "oom"],
     ]
     assert table.loc[("robe", 50), ["ours", "seeds"]].tolist() == pytest.approx([0.695, 2])
@@ -55,8 +55,8 @@ def test_every_published_cell_has_a_verdict(results):
 
 
 def test_the_tally_counts_the_full_table_once(results):
-    found = literature.tally(literature.beside(results, "others", tolerance=0.0051))
-    assert found.startswith("2 of 3 cells at or above theirs, 1 below; ")
+    found = literature.tally(literature.beside(results, "others", tolerance=0.0051), 0.0051)
+    assert found.startswith("2 of 3 cells within 0.0051 of theirs or above, 1 further below; ")
     assert set(found.split("; ")[1].split(", ")) == {"1 no instance", "1 not run", "1 only ours", "1 oom"}
 
 

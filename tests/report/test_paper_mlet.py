@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import records
 
-from pocketrec.report.claims import FAILS, HOLDS, UNTESTED
+from pocketrec.report.claims import FAILS, HOLDS, UNDECIDED, UNTESTED
 from pocketrec.report.papers import mlet
 
 
@@ -15,6 +15,7 @@ def run(dataset, d, k, seed, auc, noise=1e-4):
     record = records.quality(method, dataset, 1, seed, run=f"{method}/{dataset}/r1-dim{d}-hidden{k}-s{seed}")
     wobble = np.random.default_rng([d, k, seed]).normal(0, noise)
     record["metrics"]["test"]["auc"] = auc + wobble
+    record["metrics"]["validation"]["auc"] = auc + 0.01 - wobble
     record["suite"] = "paper_mlet"
     record["parameters"] |= {"dim": d, "knobs": knobs}
     record["sizes"] |= {"inference_bytes": 1000 * d, "training_bytes": 1000 * (k or d)}
@@ -39,10 +40,10 @@ def runs(tmp_path_factory):
     return suite(tmp_path_factory.mktemp("results") / "paper_mlet", times)
 
 
-def times(cost=0.4, rounds=5):
+def times(cost=0.4, rounds=5, foreign=0.0):
     rows = [
         {"dataset": "planted", "model": model, "batch": 128, "d": d, "k": k, "work": work, "round": number}
-        | {"ms": (1 if work == "step" else 0.3) * (1 + cost * (k > 0)) * (1 + 0.1 * number), "foreign": 0.0}
+        | {"ms": (1 if work == "step" else 0.3) * (1 + cost * (k > 0)) * (1 + 0.1 * number), "foreign": foreign}
         for model in ("suite", "authors")
         for d in (4, 16, 64)
         for k in (0, 64, 128)
@@ -100,13 +101,25 @@ def test_verdicts(runs):
     assert planted.verdict == HOLDS and "d = 4: 5.7" in planted.here
     assert (books.verdict, films.verdict) == (FAILS, FAILS)
     assert (theirs.verdict, theirs.command) == (UNTESTED, "make all SUITE=mlet_criteo_kaggle")
-    assert cost.verdict == FAILS and "authors' model +40%" in cost.here
+    assert cost.verdict == FAILS and "the authors' model +40%" in cost.here and "the suite's model" in cost.here
+    assert "training the authors' model takes" in cost.claim
     assert mlet.verdicts(runs, {"times": times(0.2)})[-1].verdict == HOLDS
+
+
+def test_the_cost_is_not_judged_where_others_used_the_machine_nor_where_quartiles_reach_across(runs):
+    noisy = mlet.verdicts(runs, {"times": times(0.2, foreign=0.8)})[-1]
+    assert (noisy.verdict, noisy.needs) == (UNTESTED, "steps timed on a quiet machine")
+    assert "100% of rounds disturbed" in noisy.here
+    assert "others used more than 0.1 cores: 0.80 on average" in mlet.disturbed({"times": times(foreign=0.8)})
+    moody = times(0.25)
+    moody.loc[moody["k"] > 0, "ms"] *= 0.9 + 0.05 * moody["round"]
+    assert mlet.verdicts(runs, {"times": moody})[-1].verdict == UNDECIDED
 
 
 def test_too_few_seeds_decide_nothing(runs):
     noisy = runs.assign(auc=runs["auc"] + np.random.default_rng(0).normal(0, 0.02, len(runs)))
-    assert mlet.verdicts(noisy, {})[0].verdict == UNTESTED
+    first = mlet.verdicts(noisy, {})[0]
+    assert first.verdict == UNDECIDED and "more seeds" in first.needs and first.command
 
 
 def test_what_is_missing_is_said_with_a_command(runs):
@@ -133,6 +146,7 @@ def test_on_the_same_rows_cells_over_seeds_are_shown():
     rows = [cell | {"seed": seed, "low": -0.003, "high": 0.001, "p": 0.3} for seed in (0, 1, pd.NA)]
     shown = mlet.same_rows({"same_rows": pd.DataFrame(rows)})
     assert shown["AUC − its AUC [95 %]"].tolist() == ["−0.0010 [−0.0030, +0.0010]"]
+    assert shown[["two layers", "against", "p"]].iloc[0].tolist() == ["d = 4, k = 64", "plain, d = 16", "0.300"]
     assert "not measured yet" in mlet.same_rows({}).iloc[0, 0]
 
 
@@ -159,6 +173,27 @@ def test_no_loss_against_the_best_plain_table(runs):
     assert "4 times fewer bytes served, while training keeps 1 times the bytes" in mlet.advice(runs)
 
 
+def test_validation_chooses_and_test_rows_are_only_read_off(runs):
+    lucky = runs.assign(auc=runs["auc"] + 0.5 * ((runs["k"] == 0) & (runs["d"] == 2)))
+    row = mlet.without_loss(lucky).query("k == 64").set_index("dataset").loc["planted"]
+    assert (row["plain_d"], row["d"]) == (64, 16) and row["plain_auc"] == pytest.approx(0.76, abs=1e-3)
+    assert row["auc"] == pytest.approx(0.765, abs=1e-3)
+
+
+def test_the_page_names_its_suite_and_set_up(tmp_path):
+    found = [run("planted", d, k, 0, 0.7) | {"suite": "paper_mlet_sgd"} for d in (4, 16) for k in (0, 64)]
+    search = {"parameter": "table_lr", "validation_auc": {"0.2": 0.6, "1": 0.7}, "chosen": 1.0}
+    for record in found:
+        record["parameters"] |= {"table_optimizer": "sgd", "table_lr": 1.0}
+        record |= {"search": search, "data": {"rows": {"train": 1000}, "cardinalities": [9]}}
+    said = mlet.about(records.write(tmp_path / "paper_mlet_sgd", found, notebooks=False))
+    first = (
+        "The suite `paper_mlet_sgd` trains its tables by SGD: plain ones and two-layer ones with k = 64, of widths d ="
+    )
+    assert said.startswith(f"{first} 4 and 16.") and "1,000 training rows of planted" in said
+    assert "In 4 of 4 searches the chosen value is an end of the list that was tried (0 the lowest, 4 the" in said
+
+
 @pytest.mark.parametrize("part", ["all", "one dataset", "plain only", "one seed", "nothing"])
 def test_pictures_and_tables_work_with_what_there_is(runs, part):
     cut = {
@@ -182,7 +217,7 @@ def test_pictures_and_tables_work_with_what_there_is(runs, part):
 def test_the_notebook_shows_what_there_is(tmp_path):
     """From one run alone, without measurements."""
     folder = records.write(tmp_path / "paper_mlet", [run("planted", 4, 64, 0, 0.7)], notebooks=False)
-    verdicts, *shown = [value for value in cells.execute("paper_mlet", results=str(folder)) if value is not None]
+    _, verdicts, *shown = [value for value in cells.execute("paper_mlet", results=str(folder)) if value is not None]
     assert (verdicts.data["verdict"] == UNTESTED).all() and verdicts.data["command"].str.contains("mlet").all()
     assert len(shown) > 12
 

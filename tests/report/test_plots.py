@@ -20,12 +20,57 @@ def _texts(figure) -> str:
 def test_auc_vs_ratio_has_lines_labels_and_the_ceiling(results):
     figure = plots.auc_vs_ratio(results)
     books, planted = figure.axes
-    assert {text.get_text() for text in planted.texts} == {"robe", "hashing", "low_dim", "full", "ceiling"}
-    assert "ceiling" not in {text.get_text() for text in books.texts}
+    named = {"robe", "hashing", "low_dim", "full"}
+    assert {text.get_text() for text in planted.texts} == named | {"best reachable 0.780 ↑"}
+    assert {text.get_text() for text in books.texts} == named
     assert planted.get_xscale() == "log"
     assert planted.get_xlabel() == "Compression achieved (×)"
-    assert any(line.get_linestyle() == "--" for line in planted.lines)
     assert planted.get_title(loc="left").startswith("planted: robe at ")
+
+
+def test_a_ceiling_that_is_near_is_a_line(results):
+    near = plots.auc_vs_ratio(results.assign(bayes_auc=results["auc"].max() + 0.01)).axes[0]
+    assert "ceiling" in {text.get_text() for text in near.texts}
+    assert any(line.get_linestyle() == "--" for line in near.lines)
+
+
+def test_a_method_with_one_ratio_has_a_bar_and_a_rival_with_one_a_marker(results):
+    once = results[(results["method"] != "robe") | (results["ratio_requested"] == 10)]
+    assert len(plots.auc_vs_ratio(once).axes[0].containers[0].lines[2]) == 1
+    rivals = plots.auc_vs_ratio(once, "hashing").axes[0].lines
+    assert any(line.get_color() == plots.GRID and line.get_marker() == "o" for line in rivals)
+
+
+def test_bytes_fall_to_the_right(results):
+    left, right = plots.auc_vs_bytes(results).axes[0].get_xlim()
+    assert left > right
+
+
+def test_thirty_labels_stay_beside_the_axis(results):
+    many = pd.concat([results.assign(variant=f"dim={dim}") for dim in range(10)])
+    figure = plots.auc_vs_ratio(many)
+    figure.canvas.draw()
+    for ax in figure.axes:
+        inside = ax.get_window_extent()
+        assert all(inside.y0 - 9 < text.get_window_extent().y0 < inside.y1 for text in ax.texts)
+
+
+def test_variants_are_told_apart_and_in_the_order_of_their_numbers(suite):
+    curves = report.load_curves(suite)
+    many = pd.concat([curves.assign(variant=f"dim={dim}") for dim in (16, 2, 32, 4, 8)])
+    lines = [line for line in plots.learning_curves(many).axes[0].lines if len(line.get_xdata()) > 2]
+    assert len({(to_hex(line.get_color()), str(line.get_linestyle()), line.get_marker()) for line in lines}) > 5
+    ax = plots.status_map(report.load_results(suite).assign(variant="dim=16").pipe(_with_dim_2)).axes[0]
+    assert [text.get_text() for text in ax.get_yticklabels()][:2] == ["full, dim=2", "full, dim=16"]
+
+
+def _with_dim_2(runs: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([runs, runs.assign(variant="dim=2")], ignore_index=True)
+
+
+def test_times_that_are_near_are_ties(suite):
+    title = plots.latency(report.load_speed(suite)).axes[0].get_title(loc="left").replace("\n", " ")
+    assert "4 of 10 within 10 % of the fastest" in title and "(timed once)" in title
 
 
 def test_labels_do_not_overlap(results):
@@ -103,5 +148,6 @@ def test_searches_ring_what_ends_the_list():
     )
     (ax,) = plots.searches(tried).axes
     assert "1 of 2" in ax.get_title(loc="left")
+    assert ax.get_xlabel() == "Best learning rate of the tables"
     assert [line.get_mec() for line in ax.lines].count(plots.ALARM) == 1
     assert "fixed" in _texts(plots.searches(tried.iloc[:0]))

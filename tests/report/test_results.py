@@ -8,7 +8,7 @@ import records
 from pocketrec import report
 from pocketrec.errors import UserError
 from pocketrec.report.columns import DTYPES, METRICS, STATUSES
-from pocketrec.report.results import SCHEMA
+from pocketrec.report.results import SCHEMA, is_baseline, is_full
 from pocketrec.suite import record
 
 # fmt: off
@@ -71,6 +71,28 @@ def test_a_further_axis_is_a_variant_not_a_seed(tmp_path):
     assert list(results["variant"]) == ["epochs=1", "epochs=2"]
     assert list(results["latency_p50_ms"].notna()) == [False, True]
     assert len(report.summary(results)) == 2
+
+
+def test_a_full_table_in_codes_is_compressed_and_one_table_is_the_baseline(tmp_path):
+    runs = [records.quality("robe", "planted", 10, 0)]
+    for options in ({"quantize": "none"}, {"quantize": "int8"}, {"dim": 2}, {"precision": "bf16"}):
+        run = records.quality("full", "planted", 1, 0)
+        run["run"] += "-" + "".join(map(str, options.values()))
+        defaults = {"quantize": "none", "dim": 16, "precision": "float32"}
+        run["parameters"] = run["parameters"] | defaults | options
+        run["sizes"]["ratio_achieved"] = 2.7 if options.get("quantize") == "int8" else 1.0
+        run["metrics"]["validation"]["auc"] -= 0.01 * (options.get("dim") == 2) - 0.01 * ("precision" in options)
+        runs.append(run)
+    results = report.load_results(records.write(tmp_path, runs, notebooks=False))
+    assert list(results.loc[~is_full(results), "variant"]) == ["dim=16, precision=float32, quantize=int8", ""]
+    assert list(results.loc[is_baseline(results), "variant"]) == ["dim=16, precision=float32"]
+    assert results["auc_delta"].notna().sum() == len(results) - 1
+
+
+def test_the_highest_validation_auc_of_the_curve_is_kept(tmp_path):
+    run = records.quality("full", "planted", 1, 0)
+    (row,) = report.load_results(records.write(tmp_path, [run])).to_dict("records")
+    assert row["peak_auc"] == max(run["curve"]["validation_auc"])
 
 
 @pytest.mark.parametrize(
@@ -161,7 +183,9 @@ def test_statuses_and_schema_are_the_runners():
 def test_each_metric_formats_itself():
     assert METRICS["auc"].text(0.80034, 0.00121) == "0.8003 ± 0.0012"
     assert METRICS["auc_delta"].text(-0.0131) == "−0.0131"
-    assert METRICS["inference_bytes"].text(3_773_786) == "3.774"
+    assert METRICS["inference_bytes"].text(3_773_786) == "3.77"
+    assert METRICS["inference_bytes"].text(64_824) == "64.8 kB"
+    assert METRICS["inference_bytes"].text(1_234_567_890) == "1,235"
     assert METRICS["auc"].text(float("nan")) == "–"
     assert METRICS["inference_bytes"].axis == "Size at inference (MB)"
 

@@ -84,6 +84,23 @@ def test_it_shows_what_ran_and_what_did_not(page):
     assert "machines: their times" not in page.text
 
 
+def test_runs_and_timings_are_counted_apart(page):
+    assert "and 20 timings beside them" in page.text
+
+
+def test_it_says_how_runs_were_trained():
+    found = [records.quality("robe", "planted", 10, seed) for seed in range(2)]
+    for record, dim in zip(found, (8, 16), strict=True):
+        record["parameters"] |= {"dim": dim, "epochs": 1, "batch_size": 1024, "table_lr": 0.1, "train_rows": 3000}
+        record["parameters"] |= {"table_optimizer": "adagrad"}
+        record["data"] = {"rows": {"train": 8000}}
+        record["search"] = {"parameter": "table_lr", "validation_auc": {"0.03": 0.7, "0.1": 0.8}}
+    assert contents.settings(found) == {
+        "planted": "dim 8 or 16; 3,000 of 8,000 training rows; 1 epoch; batch 1,024; tables by adagrad at 0.03 or 0.1, "
+        "the best on validation data of each cell; on AMD EPYC 7742, 2 cores, 23.4 GB"
+    }
+
+
 def _cell(page, *key):
     (cell,) = [cell for cell in page.data["cells"] if (cell["dataset"], cell["method"], cell["ratio"]) == key]
     return cell
@@ -152,6 +169,11 @@ def test_executed_notebooks_become_small_offline_pages(built):
     assert_offline(html)
     assert len(html.text) < 40_000
     assert "step 100" in html.text
+    assert "<title>robe · planted · r10-s0 – " in html.text and html.text.count('class="name"') == html.text.count(
+        "<h1"
+    )
+    (back,) = [link for link in html.links if link.endswith("index.html")]
+    assert (built / "runs/robe/planted/r10-s0" / back).resolve() == built / "index.html"
 
 
 def test_pages_newer_than_their_notebook_stay(tmp_path):

@@ -12,11 +12,14 @@ from pocketrec.report.statistics import (
     finding,
     half_width,
     highest_ratio,
+    ratios,
     same_mean,
     tied_with_best,
+    true_ratio,
     verdict,
+    with_loss,
 )
-from pocketrec.report.tables import best, cells
+from pocketrec.report.tables import best, cells, reach
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
@@ -74,15 +77,83 @@ def _runs(*aucs: tuple[str, float, float]) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("runs", "sentence"),
     [
-        ([("full", 1, 0.8), ("robe", 10, 0.79), ("robe", 100, 0.788), ("robe", 1000, 0.7)], "robe at 100× keeps 96.0%"),
-        ([("full", 1, 0.8), ("robe", 10, 0.7), ("hashing", 10, 0.75)], "hashing at 10× keeps 83.3%"),
-        ([("full", 1, 0.8), ("robe", 1000, 0.81)], "robe at 1,000× reaches the full table's AUC"),
+        (
+            [("full", 1, 0.8), ("robe", 10, 0.79), ("robe", 100, 0.788), ("robe", 1000, 0.7)],
+            "robe at 100× keeps 96.0 %",
+        ),
+        ([("full", 1, 0.8), ("robe", 10, 0.7), ("hashing", 10, 0.75)], "hashing at 10× keeps 83.3 %"),
+        ([("full", 1, 0.8), ("robe", 1000, 0.81)], "robe at 1,000× reaches the full table's AUC: +0.0100 (one seed)"),
         ([("robe", 10, 0.7)], "robe reaches AUC 0.7000 at 10×"),
         ([("full", 1, 0.8)], "the full table reaches AUC 0.8000"),
     ],
 )
 def test_finding(runs, sentence):
     assert finding(_runs(*runs)).startswith(sentence)
+
+
+def test_a_finding_says_its_rule_its_seeds_and_its_interval():
+    results = _seeded(**RIVALS | {"cce_100": [0.79]})  # of one seed, where others have four
+    assert finding(results) == (
+        "robe at 10× keeps 98.7 ± 0.2 % of the full table's AUC above chance (4 seeds); "
+        "on validation none of several seeds keeps 95 % at a higher ratio"
+    )
+
+
+def test_validation_chooses_what_a_finding_is_about():
+    results = _seeded(**RIVALS)
+    results["validation_auc"] = results["auc"] - 0.05 * (results["method"] == "robe")
+    assert finding(results).startswith("cce at 10× keeps 98.7")
+
+
+def test_a_full_table_that_was_trained_too_long_is_told():
+    results = _seeded(**RIVALS).assign(validation_auc=lambda runs: runs["auc"])
+    results["peak_auc"] = results["auc"] + 0.06 * (results["method"] == "full")
+    assert "the full table was kept as it ended, 0.060 below its best validation AUC" in finding(results)
+
+
+def test_two_variants_of_everything_are_compared():
+    one, other = (
+        _seeded(**{cell: RIVALS[cell] for cell in ("full_1", "robe_10")}).assign(variant=name)
+        for name in ("precision=float32", "precision=bf16")
+    )
+    results = pd.concat([one, other.assign(auc=other["auc"] - 0.001)], ignore_index=True)
+    assert finding(results) == (
+        "precision=bf16 changes the AUC against precision=float32 by "
+        "−0.0010 ± 0.0000 (full 1×), −0.0010 ± 0.0000 (robe 10×); 4 seeds"
+    )
+
+
+def test_all_losses_of_a_dataset_are_against_one_full_table():
+    wide, narrow = (
+        _seeded(full_1=aucs).assign(variant=name) for name, aucs in (("dim=16", [0.80, 0.81]), ("dim=2", [0.79, 0.81]))
+    )
+    lone = _seeded(mlet_1=[0.78, 0.80]).assign(variant="dim=16, hidden=64")
+    results = pd.concat([wide, narrow, lone], ignore_index=True)
+    results["auc_delta"] = (results["auc"] - results["seed"].map({0: 0.80, 1: 0.81})).where(
+        results["variant"] != "dim=16"
+    )
+    table = with_loss(report.summary(results)).set_index("variant")
+    assert table["auc_loss"].round(4).to_dict() == {"dim=16": 0, "dim=2": 0.005, "dim=16, hidden=64": 0.015}
+    assert set(table["reference"]) == {"full, dim=16"}
+    assert set(differences(results)["reference"]) == {"full, dim=16 1×"}
+
+
+def test_without_a_full_table_there_is_no_reference():
+    table = reach(_seeded(robe_10=[0.79, 0.78], hashing_10=[0.77, 0.76])).data
+    assert set(table["ratio"]) == {"no reference"}
+
+
+def test_a_ratio_that_was_missed_is_told():
+    cells = report.summary(_seeded(**RIVALS)).query("method == 'robe'")
+    cells = cells.assign(ratio_achieved=[16.0, 104.0])
+    assert ratios(cells) == ["10× → 16×", "100×"] and list(true_ratio(cells)) == [16, 100]
+
+
+def test_a_better_test_score_is_not_worse():
+    results = _seeded(**RIVALS)
+    results["validation_auc"] = results["auc"] + 0.05 * (results["method"] == "hashing")
+    tied = tied_with_best(results)
+    assert tied[:, "hashing", :, 10.0].all() and tied[:, "robe", :, 10.0].all()
 
 
 def test_verdict(suite):

@@ -6,6 +6,7 @@ import records
 
 from pocketrec import report
 from pocketrec.paths import NOTEBOOKS
+from pocketrec.report.columns import METRICS
 from pocketrec.report.widgets import chosen, details, options
 
 QUERY = "dataset == 'planted' and method == 'robe' and ratio_requested == 10"
@@ -25,7 +26,8 @@ def test_a_cell_in_full(suite, runs):
     (key,) = [key for name, key in options(chosen(runs, "planted", ("robe",))) if name == "robe 10×"]
     links, sizes, by_frequency, curve = details(suite, runs, report.load_curves(suite), key)
     assert links.data.count("run.ipynb") == 3
-    assert sizes.data["Size at inference (MB)"].item() == f"{runs.query(QUERY)['inference_bytes'].mean() / 1e6:,.3f}"
+    kept = METRICS["inference_bytes"].text(runs.query(QUERY)["inference_bytes"].mean())
+    assert sizes.data["Size at inference (MB)"].item() == kept
     assert by_frequency.data["AUC, rare ids"].item().startswith(f"{runs.query(QUERY)['auc_tail'].mean():.4f}")
     assert len(curve.axes) == 1
 

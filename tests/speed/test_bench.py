@@ -88,7 +88,7 @@ def test_samples_are_tidy_and_full_tables_turn_over_many_batches(monkeypatch):
 
 def test_disturbed_rounds_are_taken_again_until_patience_ends(monkeypatch):
     load = iter([0.9, 0.0, 0.5, 0.02])
-    monkeypatch.setattr(machine.Load, "share", lambda self: next(load))
+    monkeypatch.setattr(bench.Load, "share", lambda self: next(load))
     calls = {"a": lambda: None}
     assert [taken.foreign for taken in bench.rounds(calls, options(patience=1))] == [0.0, 0.02]
 
@@ -151,7 +151,7 @@ def test_models_of_a_gpu_are_timed_launched_and_captured(monkeypatch):
     )
     assert sum(bool(ax.lines or ax.collections) for ax in report.model(speed).axes) == 3
     found = report.bars(speed).set_index("bar")["measured"]
-    assert found[f"DLRM, answers, batch 8, robe against {dlrm.HOSTED}"] > 0
+    assert found[f"DLRM, answers, batch 8, robe against {dlrm.HOSTED}, both launched by torch"] > 0
 
 
 def test_a_way_that_would_need_more_memory_than_there_is_is_not_timed(monkeypatch):
@@ -183,6 +183,24 @@ def test_on_a_gpu_bars_are_shares_of_a_copy():
     assert table.loc["Full table, backward and update, share of a copy's speed", "measured"] == 0.5
     assert table.loc["ROBE-32, forward, share of a copy's speed", "verdict"] == "not measured"
     assert report.times(speed, dim=128).share_of_copy.max() == 0.75 and report.roofline(speed, 65_536).axes
+
+
+def test_models_on_a_gpu_are_compared_launched_alike():
+    ms = {"robe": 2.0, "robe, CUDA graph": 1.0, dlrm.BAGS: 10.0, f"{dlrm.BAGS}, CUDA graph": 3.0, dlrm.HOSTED: 50.0}
+    frame = pd.DataFrame({"embedding": ms.keys(), "ms": ms.values(), "work": "answers", "batch": 8})
+    machine = {"device": "H200", "copy_gb_s": 1.0}
+    speed = report.Speed(pd.DataFrame(samples("pocketrec", [1.0])), frame, pd.DataFrame(), machine)
+    found = report.bars(speed).set_index("bar")["measured"]
+    assert found[f"DLRM, answers, batch 8, robe against {dlrm.BAGS}, both as a CUDA graph"] == 3
+    assert found[f"DLRM, answers, batch 8, robe against {dlrm.HOSTED}, both launched by torch"] == 25
+
+
+def test_what_just_misses_is_written_with_the_digits_that_tell():
+    bar = {"bar": "a lookup", "asks": "at most", "need": 10.0, "unit": "µs", "verdict": "not reached"}
+    share = bar | {"asks": "at least", "need": 0.8, "unit": "share"}
+    table = pd.DataFrame([bar | {"measured": 10.0034}, share | {"measured": 0.7991}, share | {"measured": 0.5}])
+    assert report._written(table)["Measured"].tolist() == ["10.003 µs", "79.9%", "50%"]
+    assert report._written(table)["Asks"].tolist() == ["at most 10 µs", "at least 80%", "at least 80%"]
 
 
 def test_what_reading_costs_is_a_share_of_an_epoch(tiny):
@@ -241,7 +259,11 @@ def test_every_picture_is_drawn_or_says_why_not():
     speed = report.Speed(pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame(), {})
     pictures = [report.against_bars, report.against_batch, report.roofline, report.model]
     assert all(picture(speed).axes for picture in pictures)
-    assert report.times(speed, batch=2048).share_of_limit.max() == pytest.approx(1.0)
+    assert "Not measured here" in report.operators(speed).to_html()
+    assert "Nothing was timed at dim 99" in report.listing(speed, dim=99).to_html()
+    assert "known indices" in report.listing(speed, batch=2048, dim=16, ids="zipf").to_html()
+    assert "Everything" in report.not_timed(speed).to_html() and "0% of 4" in report.state(speed).to_html()
+    assert report.times(speed, batch=2048).share_of_known.max() == pytest.approx(1.0)
 
 
 def test_measuring_a_point_again_replaces_it_and_keeps_the_others(tmp_path):

@@ -86,7 +86,7 @@ def test_a_key_is_the_same_the_second_time(here, package):
 def test_shared_code_changes_every_key(here, package, file):
     before = keys(runs_of(here))
     with (package / file).open("a") as code:
-        code.write("\n")
+        code.write("\nchanged = True\n")
     assert not set(before.values()) & set(keys(runs_of(here)).values())
 
 
@@ -139,7 +139,7 @@ def test_parameters_knobs_and_options_change_keys(here, more):
 def test_states_and_estimates(here):
     quality, *_, timed = runs_of(here)
     assert (quality.state, quality.seconds, quality.pending) == ("todo", 20, True)
-    found = {"key": quality.key, "status": "done", "kind": "quality", "method": "robe", "dataset": "tiny"}
+    found = {"schema": 1, "key": quality.key, "status": "done", "kind": "quality", "method": "robe", "dataset": "tiny"}
     write_json(quality.folder / "record.json", found | {"seconds": 50.0})
     again = runs_of(here)
     assert (again[0].state, again[0].pending) == ("done", False)
@@ -160,7 +160,7 @@ def test_states_and_estimates(here):
 )
 def test_state_of_a_record(here, status, same_key, state):
     run = runs_of(here)[0]
-    found = {"key": run.key if same_key else "other", "status": status, "reason": "why", "kind": "quality"}
+    found = {"schema": 1, "key": run.key if same_key else "other", "status": status, "reason": "why", "kind": "quality"}
     write_json(run.folder / "record.json", found | {"method": "robe", "dataset": "tiny", "seconds": 1.0})
     assert plan.state_of("p", run.name, run.key)[0] == state
 

@@ -119,7 +119,7 @@ class Dataset:
         return self.train_rows if self.train_rows and split == "train" else rows.stop - rows.start
 
     def taken(self, split: str, start: int = 0, stop: int | None = None) -> slice | np.ndarray:
-        """Return where the used rows of a split lie, from the `start`-th to before the `stop`-th: an index of arrays."""
+        """Return where the used rows of a split lie, the `start`-th to before the `stop`-th: an index of arrays."""
         whole, count = self.split(split), self.rows(split)
         stop = count if stop is None else min(stop, count)
         if count == whole.stop - whole.start:

@@ -35,9 +35,20 @@ __all__ = [
 
 
 def _discover() -> dict[str, type[Embedding]]:
-    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
-    classes = [item for module in modules for item in vars(module).values() if isinstance(item, type)]
-    return {c.name: c for c in classes if issubclass(c, Embedding) and c not in (Embedding, Apart)}
+    """Return the methods by name: every class of the contract that a file beside this one defines."""
+    found: dict[str, type[Embedding]] = {}
+    for file in iter_modules(__path__):
+        module = import_module(f"{__name__}.{file.name}")
+        for kind in vars(module).values():
+            own = isinstance(kind, type) and issubclass(kind, Embedding) and kind.__module__ == module.__name__
+            if not own or kind in (Embedding, Apart):
+                continue
+            name = vars(kind).get("name")
+            if not isinstance(name, str) or name in found:
+                taken = f"is called {name!r} like that of {found[name].__module__}" if name else "has no `name`"
+                raise UserError(f"{module.__file__}: the method {kind.__name__} {taken}; give it a name of its own")
+            found[name] = kind
+    return found
 
 
 METHODS: dict[str, type[Embedding]] = _discover()
@@ -77,7 +88,7 @@ def build(
         Infeasible: when no instance fits.
     """
     config = solve(name, cardinalities, dim, ratio, quantize, apart, **knobs)
-    return _KINDS[Apart.name if apart else name](cardinalities, dim, seed=seed, **config)
+    return _KINDS[Apart.name if apart else name](cardinalities, int(dim), seed=int(seed), **config)
 
 
 def solve(
@@ -93,6 +104,12 @@ def solve(
     if name not in METHODS:
         raise unknown("method", name, METHODS, "embeddings")
     method = METHODS[name]
+    try:
+        cardinalities, dim = [int(n) for n in cardinalities], int(dim)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"embeddings: cardinalities must be whole numbers and dim one, got {cardinalities!r} and {dim!r}"
+        ) from None
     for knob in knobs.keys() - method.knobs.keys():
         raise unknown(f"knob of {name}", knob, method.knobs, "embeddings")
     if not ratio >= 1:
@@ -100,7 +117,7 @@ def solve(
     if quantize is not None and quantize not in CODE_BYTES:
         raise unknown("quantisation", quantize, CODE_BYTES, "embeddings")
     if not cardinalities or min(cardinalities) < 1 or dim < 1:
-        raise UserError(f"embeddings: cardinalities and dim must be positive, got {list(cardinalities)} and {dim}")
+        raise UserError(f"embeddings: cardinalities and dim must be positive, got {cardinalities} and {dim}")
     if apart:
         method, knobs = Apart, {"of": name, **knobs}
     full = full_bytes(cardinalities, dim)
@@ -144,7 +161,15 @@ def _solve_quantized(
 
 
 def save(embedding: Embedding, path: str | PathLike) -> int:
-    """Write the module's tensors as safetensors; return the bytes of the tensors, the header aside."""
+    """Write a module in its inference form as safetensors; return the bytes of its tensors, the header aside.
+
+    Raises:
+        UserError: where training keeps other tensors than serving, and `deploy` was not called; or without a folder.
+    """
+    if embedding.state_dict().keys() != embedding.inference_tensors().keys():
+        raise UserError(f"{path}: {embedding.name} trains in another form than it is served in: save its deploy()")
+    if not Path(path).parent.is_dir():
+        raise UserError(f"{path}: its folder does not exist")
     about = {
         "method": embedding.name,
         "cardinalities": embedding.cardinalities,
@@ -182,5 +207,8 @@ def load(path: str | PathLike) -> Embedding:
     with undrawn():
         embedding = method(about["cardinalities"], about["dim"], seed=about["seed"], **about["config"])
         embedding = embedding.deploy(about["quantize"])
-    embedding.load_state_dict(tensors, assign=True)
+    try:
+        embedding.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{path}: its tensors are not those of a saved {about['method']}: {error}") from None
     return embedding.eval().requires_grad_(False)

@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pocketrec.embeddings.stores import Quantize, Rows, Stored, quantize_stores
+from pocketrec.embeddings.stores import CODE_BYTES, Quantize, Rows, Stored, quantize_stores
+from pocketrec.errors import unknown
 from pocketrec.kernels import gather, gpu
 
 FLOAT_BYTES = 4
@@ -180,6 +181,8 @@ class Embedding(nn.Module):
 
     def deploy(self, quantize: Quantize | None = None) -> Embedding:
         """Return the inference form: same outputs to rounding, or to the precision of `int8` or `int4` codes."""
+        if quantize not in (None, *CODE_BYTES):
+            raise unknown("quantisation", quantize, CODE_BYTES, self.name)
         deployed = self.folded().eval().requires_grad_(False)
         if quantize:
             quantize_stores(deployed, quantize)

@@ -58,7 +58,7 @@ class Robe(Embedding):
         init_scale: float | None = None,
     ) -> dict[str, Any]:
         """The whole budget is the array."""
-        block_size = block_size or largest_divisor(dim, 32)
+        block_size = largest_divisor(dim, 32) if block_size is None else block_size
         size = min(int(budget_bytes) // FLOAT_BYTES, dim * sum(cardinalities))
         if size < block_size:
             raise Infeasible(f"a {megabytes(budget_bytes)} budget does not hold one ROBE block of {block_size} floats")

@@ -43,7 +43,8 @@ class Stored(NamedTuple):
         if quantize is None or self.kind == "fixed":
             return prod(self.shape) * self.itemsize
         count, width = self.shape if self.kind == "rows" else (ceil(prod(self.shape) / GROUP), GROUP)
-        return count * (ceil(width * CODE_BYTES[quantize]) + SCALE_BYTES[quantize])
+        coded = count * (ceil(width * CODE_BYTES[quantize]) + SCALE_BYTES[quantize])
+        return min(coded, self.bytes())  # of one or two numbers a row the scale would outweigh what is saved
 
 
 class Rows(nn.Module):
@@ -189,7 +190,7 @@ def read_tensor_train(cores: nn.ModuleList, place: tensor_train.Place) -> Tensor
     """Read rows of tables that are products of slices of some `Rows`, or of their twins -> [*ids.shape, dim]."""
     cores = [*cores._modules.values()]  # a list of modules takes longer to index
     first = cores[0]
-    if not isinstance(first, Rows):
+    if not all(isinstance(core, Rows) for core in cores):
         index = tensor_train.slices(place.ids, place.tables, place.radices).flatten(0, -2)
         parts = [core(rows) for core, rows in zip(cores, index.unbind(1), strict=True)]
         return tensor_train.chain(parts, place.factors)[-1].view(*place.ids.shape, prod(place.factors))
@@ -311,10 +312,12 @@ TWINS = {Rows: QuantizedRows, Narrow: QuantizedNarrow, Array: QuantizedArray, We
 
 
 def quantize_stores(module: nn.Module, quantize: Quantize) -> None:
-    """Replace every store inside a module by its quantised twin, in place."""
+    """Replace every store inside a module by its quantised twin, in place, where that is smaller."""
     for name, child in module.named_children():
         if type(child) in TWINS:
-            setattr(module, name, TWINS[type(child)](child, quantize))
+            plain = Stored(tuple(child.weight.shape), "rows" if type(child) is Rows else "array")
+            if plain.bytes(quantize) < plain.bytes():
+                setattr(module, name, TWINS[type(child)](child, quantize))
         else:
             quantize_stores(child, quantize)
 

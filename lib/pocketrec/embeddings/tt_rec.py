@@ -75,7 +75,7 @@ class TTRec(Embedding):
         tables: int | None = None,
         threshold: int | None = None,
         init: str = "scaled_gaussian",
-        cache: float = 0,
+        cache: float = 0.0,
     ) -> dict[str, Any]:
         """Compress as few tables as allow the rank, then bisect the largest rank."""
         if threshold is not None:

@@ -14,18 +14,31 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pocketrec.errors import UserError
-from pocketrec.report.columns import CELL, FAILURES, METRICS, times
-from pocketrec.report.plots import INK, MUTED, house_style, label_points, log_axis, look, panels, put_title, sentence
-from pocketrec.report.results import load_results
+from pocketrec.report.columns import CELL, FAILURES, METRICS, size, times
+from pocketrec.report.plots import (
+    INK,
+    MUTED,
+    house_style,
+    label_points,
+    log_axis,
+    look,
+    loss_axis,
+    panels,
+    put_title,
+    sentence,
+)
+from pocketrec.report.results import is_baseline, load_results, score
 from pocketrec.report.statistics import (
-    LEVEL,
     by_seed,
     corrected,
     front,
     label,
+    not_worse,
+    ratios,
     same_mean,
     summary,
     tied_with_best,
+    true_ratio,
     with_loss,
 )
 
@@ -48,44 +61,50 @@ def gather(folders: Iterable[str | Path]) -> pd.DataFrame:
 
 
 def at_equal_bytes(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a set and ratio: who has the highest AUC at those bytes, and whom the seeds do not tell from it.
+    """Return a row a set and ratio: who has the highest validation AUC within those bytes, and what the test rows say.
 
-    The best and its size, those tied with it by the test over seeds, how many are worse, those whose seeds are too few
-    for a test, and the methods that have no instance as small.
+    The best, its size and its AUC, those not distinguishable from it by the test over seeds, how many are worse, those
+    whose seeds are too few for a test, and the methods that have no instance as small. A method that stays more than
+    5 % below the bytes has the ratio it achieves behind its name.
     """
-    cells = summary(runs)
-    full = cells[cells["method"] == "full"].groupby("dataset")["auc"].max()
+    cells = summary(runs).assign(score=score)
+    full = cells[is_baseline(cells)].set_index("dataset")["auc"]
     cells = cells[cells["method"] != "full"].merge(tied_with_best(runs).reset_index(), "left", CELL)
     rows = []
     for (dataset, ratio), group in cells.groupby(["dataset", "ratio_requested"]):
-        done = group[group["auc"].notna()].sort_values("auc", ascending=False)
+        done = group[group["auc"].notna()].sort_values("score", ascending=False)
         if done.empty:
             continue
         best, others = done.iloc[0], done.iloc[1:]
         tied, unknown = others["tied"].fillna(False).astype(bool), others["tied"].isna()
-        about = {"set": dataset, "ratio": times(ratio), "MB": METRICS[SIZE].text(best[SIZE])}
-        about |= {"full table": METRICS["auc"].text(full.get(dataset)), "best": label(best)}
-        about |= {"AUC": METRICS["auc"].text(best["auc"], best["auc_ci"]), "tied with it": _names(others[tied])}
+        about = {"set": dataset, "ratio": times(ratio), "size": size(best[SIZE])}
+        about |= {"full table": METRICS["auc"].text(full.get(dataset)), "best": _names(done.head(1))}
+        about |= {"AUC": METRICS["auc"].text(best["auc"], best["auc_ci"])}
+        about |= {"not distinguishable from it": _names(others[tied])}
         about |= {"worse": int((~tied & ~unknown).sum()), "too few seeds to tell": _names(others[unknown])}
         rows.append(about | {"no instance as small": _names(group[group["status"] == "infeasible"])})
     return pd.DataFrame(rows)
 
 
 def _names(cells: pd.DataFrame) -> str:
-    return ", ".join(label(row) for row in cells.to_dict("records"))
+    """Name cells of one requested ratio, with the achieved one where that is another."""
+    off = true_ratio(cells).where(true_ratio(cells) != cells["ratio_requested"])
+    marks = ["" if pd.isna(ratio) else f" ({times(ratio)})" for ratio in off]
+    return ", ".join(label(row) + mark for row, mark in zip(cells.to_dict("records"), marks, strict=True))
 
 
 def shortlist(runs: pd.DataFrame, megabytes: float, milliseconds: float) -> pd.DataFrame:
     """Return every method's best cell that fits, by set: the one with the highest validation AUC.
 
     A cell fits that takes no more bytes and, where it was timed, no more time. Beside the columns of `summary`: `rank`
-    by test AUC in the set, those tied with the best sharing theirs; `of`, the methods that fit; `tied` (NA where seeds
-    are too few for a test), `p` of the difference to the best, corrected within the set.
+    by validation AUC in the set, those that the test rows do not tell from the first sharing theirs; `of`, the methods
+    that fit; `tied` (NA where seeds are too few for a test), `p` of the difference to the first, corrected within the
+    set.
     """
-    cells = summary(runs)
+    cells = summary(runs).assign(score=score)
     fits = (cells[SIZE] <= megabytes * 1e6) & ~(cells[TIME] > milliseconds) & cells["auc"].notna()
-    chosen = cells[fits & (cells["n_failed"] == 0)].sort_values("validation_auc", ascending=False)
-    chosen = chosen.drop_duplicates(["dataset", "method"]).sort_values(["dataset", "auc"], ascending=[True, False])
+    chosen = cells[fits & (cells["n_failed"] == 0)].sort_values(["dataset", "score"], ascending=[True, False])
+    chosen = chosen.drop_duplicates(["dataset", "method"])
     seeds = by_seed(runs, "auc")
     tables = [_ranked(rows, seeds) for _, rows in chosen.groupby("dataset")]
     return pd.concat(tables, ignore_index=True) if tables else chosen.assign(p=0.0, tied=True, rank=0.0, of=0)
@@ -96,7 +115,7 @@ def _ranked(rows: pd.DataFrame, seeds: dict[tuple, pd.Series]) -> pd.DataFrame:
     names = list(rows[CELL].itertuples(index=False, name=None))
     p = corrected(pd.Series([same_mean(seeds[names[0]], seeds[name])[0] for name in names[1:]], rows.index[1:]))
     rows = rows.assign(p=p.reindex(rows.index))
-    tied = rows["p"].ge(LEVEL).astype("boolean").mask(rows["p"].isna())
+    tied = not_worse(rows["auc"] - rows["auc"].iloc[0], rows["p"])
     tied.iloc[0] = True
     place = pd.Series(range(1, len(rows) + 1), rows.index, dtype=float)
     rank = place.mask(tied.fillna(False).astype(bool), place[tied.fillna(False).astype(bool)].mean())
@@ -108,14 +127,15 @@ def shown(listed: pd.DataFrame) -> pd.DataFrame:
     texts = {METRICS[name].axis: listed[name].map(METRICS[name].text) for name in (SIZE, TIME)}
     auc = [METRICS["auc"].text(*pair) for pair in zip(listed["auc"], listed["auc_ci"], strict=True)]
     names = listed.apply(label, axis=1) if len(listed) else []
-    table = pd.DataFrame({"set": listed["dataset"], "method": names, "ratio": listed["ratio_requested"].map(times)})
+    table = pd.DataFrame({"set": listed["dataset"], "method": names, "ratio": ratios(listed)})
     table = table.assign(**texts, AUC=auc, rank=listed["rank"].map("{:g}".format))
-    tied = listed["tied"].map({True: "yes", False: "no"}).fillna("too few seeds")
-    return table.assign(**{"tied with the best": tied}).replace({METRICS[TIME].axis: {"–": "not timed"}})
+    told = listed["tied"].map({True: "not distinguishable", False: "worse"}).fillna("too few seeds")
+    told = told.mask(~listed["dataset"].duplicated(), "the first")
+    return table.assign(**{"beside the first": told}).replace({METRICS[TIME].axis: {"–": "not timed"}})
 
 
 def overall(runs: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a method, the best first: on how many datasets it ran, fits, is best or tied with the best.
+    """Return a row a method, the best first: on how many datasets it ran, fits, is first or not distinguishable.
 
     A dataset counts once, in the suite that ran most methods on it. `rank` is the mean over the datasets where the
     method fits of (rank - 1) / (methods - 1): 0 is always first, 1 always last.
@@ -125,16 +145,16 @@ def overall(runs: pd.DataFrame, listed: pd.DataFrame) -> pd.DataFrame:
     listed = listed.assign(
         tied=listed["tied"].fillna(False).astype(bool), rank=(listed["rank"] - 1) / (listed["of"] - 1).clip(lower=1)
     )
-    columns = {"fits": ("dataset", "nunique"), "best_or_tied": ("tied", "sum"), "rank": ("rank", "mean")}
+    columns = {"fits": ("dataset", "nunique"), "first_or_tied": ("tied", "sum"), "rank": ("rank", "mean")}
     table = (
         listed.groupby("method")
         .agg(**columns)
         .join(ran.groupby("method")["dataset"].nunique().rename("ran"), how="outer")
     )
-    table = table.fillna({"fits": 0, "best_or_tied": 0}).assign(datasets=len(sets))
-    table = table.astype({"fits": int, "best_or_tied": int, "ran": int})
-    table = table.sort_values(["best_or_tied", "rank"], ascending=[False, True]).reset_index()
-    return table[["method", "datasets", "ran", "fits", "best_or_tied", "rank"]].round({"rank": 2})
+    table = table.fillna({"fits": 0, "first_or_tied": 0}).assign(datasets=len(sets))
+    table = table.astype({"fits": int, "first_or_tied": int, "ran": int})
+    table = table.sort_values(["first_or_tied", "rank"], ascending=[False, True]).reset_index()
+    return table[["method", "datasets", "ran", "fits", "first_or_tied", "rank"]].round({"rank": 2})
 
 
 def widest(runs: pd.DataFrame) -> list[str]:
@@ -155,24 +175,24 @@ def _sentence_of(name: str, listed: pd.DataFrame) -> str:
     if listed.empty:
         return f"{name}: nothing that ran fits; allow more bytes or time, or run higher ratios."
     best = listed.iloc[0]
-    size = f"{METRICS[SIZE].text(best[SIZE])} MB"
     time = "not timed" if pd.isna(best[TIME]) else f"{METRICS[TIME].text(best[TIME])} ms"
     auc = METRICS["auc"].text(best["auc"], best["auc_ci"])
-    text = f"{name}: take {label(best)} at {times(best['ratio_requested'])} (AUC {auc}, {size}, {time})"
+    ratio = times(true_ratio(listed).iloc[0])
+    text = f"{name}: take {label(best)} at {ratio}, first on validation (test AUC {auc}, {size(best[SIZE])}, {time})"
     others = listed.iloc[1:]
     tied = others[others["tied"].fillna(False).astype(bool)]
-    text += f"; {_names(tied)} cannot be told from it" if len(tied) else ""
+    text += f"; not distinguishable from it: {', '.join(tied['method'])}" if len(tied) else ""
     unknown = others["tied"].isna()
     return text + (f"; too few seeds to test {unknown.sum()} others" if unknown.any() else "") + "."
 
 
 def _over_all(table: pd.DataFrame) -> str:
-    """Name the method that is most often best or tied with the best, by mean rank where several are."""
+    """Name the method that is most often first or not distinguishable from it, by mean rank where several are."""
     first = table.iloc[0]
-    same = table[(table["best_or_tied"] == first["best_or_tied"]) & (table["rank"] == first["rank"])]
+    same = table[(table["first_or_tied"] == first["first_or_tied"]) & (table["rank"] == first["rank"])]
     gap = f", and did not run on {first['datasets'] - first['ran']}" if first["ran"] < first["datasets"] else ""
     return (
-        f"Over all: {' or '.join(same['method'])}, best or tied with the best on {first['best_or_tied']} of "
+        f"Over all: {' or '.join(same['method'])}, first or not distinguishable from it on {first['first_or_tied']} of "
         f"{first['datasets']} datasets{gap}; where it fits, its mean rank is {first['rank']:.2f} "
         "(0: always first, 1: always last)."
     )
@@ -206,21 +226,21 @@ def lacking(runs: pd.DataFrame, folders: Iterable[str | Path]) -> pd.DataFrame:
 def trade_off(runs: pd.DataFrame, x: str = SIZE, limit: float | None = None) -> Figure:
     """AUC loss against real bytes, or against p99 latency, a panel a set, with the front and the limit.
 
-    Solid: on the front. Ringed: tied with the best of its bytes by the test over seeds. Faded: beaten.
+    Solid: on the front. Ringed: not distinguishable from the best of its ratio by the test over seeds. Faded: beaten.
     """
     cells = with_loss(summary(runs)).dropna(subset=["auc_loss", x])
     if cells.empty:
         return sentence(f"No {METRICS[x].label} to show: give the suite `timed: latency`, and run it.")
     cells = cells.merge(tied_with_best(runs).reset_index(), "left", CELL)
-    tied = cells["tied"].fillna(False).astype(bool) | (cells["method"] == "full")
+    tied = cells["tied"].fillna(False).astype(bool) | is_baseline(cells)
     cells = cells.assign(x=cells[x] * METRICS[x].scale, ahead=front(cells, x), tied=tied)
     cells = cells.assign(label=cells.apply(label, axis=1)).sort_values("x")
     figure, axes = panels(cells["dataset"].nunique(), 5.6, 4.2)
     for ax, (name, rows) in zip(axes, cells.groupby("dataset"), strict=True):
-        ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="AUC loss (mean, 95 % interval)")
+        ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel=loss_axis(rows))
         _points(ax, rows, limit)
         ahead = ", ".join(rows.loc[rows["ahead"], "label"].unique())
-        put_title(ax, f"{name}: the front for {'size' if x == SIZE else 'time'} is {ahead}", 54)
+        put_title(ax, f"{name}: the front for {'size' if x == SIZE else 'time, taken once,'} is {ahead}", 54)
     marks = {method: look(method) for method in sorted(cells["method"].unique())}
     lines = [Line2D([], [], ls="", color=hue, marker=mark, label=name) for name, (hue, mark) in marks.items()]
     figure.legend(handles=lines, loc="outside lower center", ncols=6, frameon=False)

@@ -1,5 +1,6 @@
 """Every number of a run, declared once: tables, axes and the marking of the best follow from here."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,9 @@ CELL = ["dataset", "method", "variant", "ratio_requested"]  # what the seeds of 
 # The worst comes first: it names a cell whose seeds ended differently and none of them is done.
 FAILURES = ("failed", "crashed", "oom", "timeout", "diverged", "interrupted")
 STATUSES = ("done", *FAILURES, "infeasible")
+
+OFF = 0.05  # a ratio further than that from the requested one is not called by its name
+TIE = 1.1  # times closer than that are equal: each was taken once
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,18 @@ class Metric:
         """Format a stored value for people: `0.8003 ± 0.0012`; a missing one is a dash."""
         if pd.isna(value):
             return "–"
+        if self.unit == "MB":
+            return size(value).removesuffix(" MB")
         sign = "+" if self.name == "auc_delta" else ""
         shown = f"{value * self.scale:{sign}{self.digits}}".replace("-", "−")
         return shown if half_width is None or pd.isna(half_width) else f"{shown} ± {half_width:{self.digits}}"
 
     def best(self, values: pd.Series) -> pd.Series:
-        """Mark the best of several values; nothing is best where no direction or no rival exists."""
+        """Mark the best of several values, and a time within `TIE` of it; none where no direction or rival exists."""
         if not self.better or values.count() < 2:
             return pd.Series(False, values.index)
-        return values == (values.max() if self.better == "higher" else values.min())
+        near = 1.0 if self.interval else TIE
+        return values >= values.max() / near if self.better == "higher" else values <= values.min() * near
 
 
 def _size(name: str, label: str) -> Metric:
@@ -96,6 +103,7 @@ METRICS = {
         Metric("auc_torso", "AUC, middling ids", "metrics.slices.torso.auc", better="higher"),
         Metric("auc_tail", "AUC, rare ids", "metrics.slices.tail.auc", better="higher"),
         Metric("validation_auc", "Validation AUC", "metrics.validation.auc", better="higher"),
+        Metric("peak_auc", "Highest validation AUC of the curve", ""),
         Metric("validation_log_loss", "Validation log loss", "metrics.validation.log_loss", better="lower"),
         Metric("bayes_auc", "Best reachable AUC", "metrics.bayes.auc"),
         Metric("bayes_log_loss", "Best reachable log loss", "metrics.bayes.log_loss"),
@@ -117,6 +125,23 @@ DTYPES = IDENTITY | {metric.name: metric.dtype for metric in METRICS.values()}
 def times(ratio: float) -> str:
     """Write a ratio as people say it: `1,000×`, `2.5×`."""
     return f"{ratio:,.4g}×" if ratio < 1000 else f"{ratio:,.0f}×"
+
+
+def size(count: float) -> str:
+    """Write bytes with three digits: `3.70 MB`, `648 MB`, below 0.1 MB `64.8 kB`."""
+    scaled, unit = (count / 1e3, "kB") if abs(count) < 1e5 else (count / 1e6, "MB")
+    digits = f"{scaled:#.3g}".rstrip(".") if abs(scaled) < 999.5 else f"{scaled:,.0f}"
+    return f"{digits} {unit}"
+
+
+def probability(p: float) -> str:
+    """Write a p-value: `0.032`, `< 0.001`; a missing one is a dash."""
+    return "–" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def natural(text: str) -> str:
+    """Return a key that sorts text by the numbers in it: `dim=4` before `dim=16`."""
+    return re.sub(r"\d+(\.\d+)?", lambda number: f"{float(number[0]):020.6f}", text)
 
 
 def signed(value: float, half_width: float = float("nan"), digits: int = 4) -> str:

@@ -9,10 +9,10 @@ import pandas as pd
 
 from pocketrec import paths
 from pocketrec.report import literature
-from pocketrec.report.columns import CELL, METRICS, Metric
+from pocketrec.report.columns import CELL, METRICS, TIE, Metric
 from pocketrec.report.plots import look
-from pocketrec.report.results import cells_of_runs, curves, speed
-from pocketrec.report.statistics import half_width, label, summary, tied_with_best, with_loss
+from pocketrec.report.results import cells_of_runs, curves, is_baseline, is_full, score, speed
+from pocketrec.report.statistics import ENOUGH, NEAR, half_width, label, summary, tied_with_best, true_ratio, with_loss
 
 AUC_LOSS = Metric("auc_loss", "AUC loss", "", better="lower")
 SHOWN = ("ratio_achieved", "inference_bytes", "training_bytes", "auc", "log_loss", "auc_head", "auc_torso", "auc_tail")
@@ -24,14 +24,16 @@ POINTS = 50  # of a learning curve; more are not seen
 def contents(suite_dir: Path, name: str, found: list[dict[str, Any]], results: pd.DataFrame) -> dict[str, Any]:
     """Return everything the page shows of a suite's records; what is missing is None.
 
-    A cell's `values` are `[mean, half of the 95 % interval]`. Its AUC loss is against the full table with the
-    same seeds, or, where a dataset has none, against its best cell.
+    A cell's `values` are `[mean, half of the 95 % interval]`. Its AUC loss is against the dataset's baseline, a full
+    table with the same seeds, or, where a dataset has none, against its best cell.
     """
     cells = summary(results).dropna(subset="ratio_requested")
     places = {cell: place for place, cell in enumerate(cells[CELL].itertuples(index=False, name=None))}
     machines = _machines(found)
     shown = [METRICS[name] for name in SHOWN] + [AUC_LOSS]
     return {
+        "near": {"inference_bytes": NEAR, "p99": TIE},
+        "enough": ENOUGH,
         "metrics": {metric.name: _metric(metric) for metric in shown},
         "methods": {method: look(method) for method in sorted({record["method"] for record in found})},
         "datasets": {dataset: _lines(rows) for dataset, rows in cells.groupby("dataset")},
@@ -64,13 +66,11 @@ def _published(name: str) -> list[dict[str, Any]]:
 
 
 def _lines(cells: pd.DataFrame) -> dict[str, Any]:
-    """Return what stands as a line across a dataset's pictures: full table and best reachable."""
-    full = cells[cells["method"] == "full"].nlargest(1, "auc")
-    best = cells["auc"].max()
+    """Return what stands as a line across a dataset's pictures: what losses are against, and the best reachable."""
+    full = cells[is_baseline(cells)]
     return {
-        "full": [_number(full["auc"].iloc[0]), _number(full["auc_ci"].iloc[0])] if len(full) else None,
-        "reference": _number(full["auc"].iloc[0] if len(full) else best),
-        "against": "full table" if len(full) else "best cell",
+        "reference": _number(full["auc"].iloc[0] if len(full) else cells["auc"].max()),
+        "against": label(full.iloc[0]).replace("full", "full table") if len(full) else "best cell",
         "ceiling": _number(cells["bayes_auc"].mean()),
     }
 
@@ -78,19 +78,28 @@ def _lines(cells: pd.DataFrame) -> dict[str, Any]:
 def _cells(
     cells: pd.DataFrame, results: pd.DataFrame, points: pd.DataFrame, samples: pd.DataFrame, machines: dict[str, str]
 ) -> list[dict[str, Any]]:
+    if cells.empty:
+        return []
     learned = {cell: _curve(rows) for cell, rows in points.groupby(CELL)} if len(points) else {}
     model = samples[samples["part"] == "model"].sort_values("batch") if len(samples) else samples
     timed = {cell: _speed(rows, machines) for cell, rows in model.groupby(CELL)} if len(model) else {}
     tied = {cell: bool(known) for cell, known in tied_with_best(results).dropna().items()}
+    cells = cells.assign(full=is_full(cells), baseline=is_baseline(cells), best=cells.index.isin(_best(cells)))
+    cells = cells.assign(called=true_ratio(cells), score=score(cells))
     return [
         {
             "dataset": row["dataset"],
             "method": row["method"],
             "label": label(row),
             "ratio": row["ratio_requested"],
+            "called": row["called"],
             "status": row["status"],
             "reason": row["reason"].removeprefix("Infeasible: "),
             "seeds": [row["n"], row["n_failed"], row["n_infeasible"]],
+            "full": row["full"],
+            "baseline": row["baseline"],
+            "best": row["best"],
+            "score": _number(row["score"]),
             "tied": tied.get(cell),
             "values": {name: [_number(row[name]), _number(row.get(f"{name}_ci"))] for name in (*SHOWN, "auc_loss")},
             "curve": learned.get(cell),
@@ -99,6 +108,12 @@ def _cells(
         for row in with_loss(cells).to_dict("records")
         for cell in [tuple(row[name] for name in CELL)]
     ]
+
+
+def _best(cells: pd.DataFrame) -> pd.Index:
+    """Return the index of the cell that validation chooses for each dataset and requested ratio."""
+    rivals = cells[cells["method"] != "full"].dropna(subset="auc")
+    return pd.Index(score(rivals).groupby([rivals["dataset"], rivals["ratio_requested"]]).idxmax())
 
 
 def _number(value: Any) -> float | None:
@@ -112,7 +127,8 @@ def _curve(rows: pd.DataFrame) -> dict[str, list] | None:
         return None
     steps = rows.dropna(subset="validation_auc").groupby("step")
     table = steps[["samples", "seconds", "validation_auc"]].mean().reset_index()
-    table["half"] = half_width(steps["validation_auc"].std(), steps["validation_auc"].count()).to_numpy()
+    seeds = steps["validation_auc"].count()
+    table["half"] = half_width(steps["validation_auc"].std(), seeds).where(seeds >= ENOUGH).to_numpy()
     every = -(-len(table) // POINTS)
     table = table.iloc[(len(table) - 1) % every :: every].rename(columns={"validation_auc": "auc"})
     return {name: [_number(value) for value in table[name]] for name in table}
@@ -135,6 +151,63 @@ def machine(environment: dict[str, Any]) -> str:
     """Name a machine: `AMD EPYC, 2 cores, 25.3 GB`, and its GPU where a run used one."""
     parts = (("cpu", "{}"), ("cores", "{} cores"), ("memory_gb", "{} GB"), ("gpu", "{}"))
     return ", ".join(text.format(environment[name]) for name, text in parts if name in environment)
+
+
+def settings(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Say, for each dataset, what its quality runs were trained on, how, and on which machine."""
+    quality = [record for record in found if record.get("kind", "quality") == "quality" and record.get("parameters")]
+    names = sorted({record["dataset"] for record in quality})
+    return {name: _setting([record for record in quality if record["dataset"] == name]) for name in names}
+
+
+def _setting(found: list[dict[str, Any]]) -> str:
+    def used(name: str, text: str = "{}") -> list[str]:
+        values = {record["parameters"][name] for record in found if name in record["parameters"]}
+        return [text.format(_listed(values))] if values else []
+
+    epochs = used("epochs", "{} epochs")
+    parts = [*used("model"), *used("dim", "dim {}"), *_rows(found)]
+    parts += ["1 epoch" if epochs == ["1 epochs"] else text for text in epochs]
+    parts += used("batch_size", "batch {}") + _rates(found, "table", "tables") + _rates(found, "dense", "MLPs")
+    machines = dict.fromkeys(machine(record["environment"]) for record in found if record.get("environment"))
+    return "; ".join(parts + ([f"on {' and '.join(machines)}"] if machines else []))
+
+
+def _rows(found: list[dict[str, Any]]) -> list[str]:
+    """Name the training rows that were used, and of how many where those were fewer."""
+    known = {
+        (record["parameters"].get("train_rows") or rows, rows)
+        for record in found
+        for rows in [record.get("data", {}).get("rows", {}).get("train")]
+        if rows
+    }
+    return [
+        f"{used:,} training rows" if used >= rows else f"{used:,} of {rows:,} training rows" for used, rows in known
+    ]
+
+
+def _rates(found: list[dict[str, Any]], part: str, words: str) -> list[str]:
+    """Name the optimizer of tables or MLPs and its learning rates, those that a search tried where there was one."""
+    name = f"{part}_lr"
+    tried = {
+        float(rate)
+        for record in found
+        if record.get("search", {}).get("parameter") == name
+        for rate in record["search"].get("validation_auc", {})
+    }
+    fixed = {record["parameters"][name] for record in found if name in record["parameters"]}
+    optimizers = {record["parameters"].get(f"{part}_optimizer", "") for record in found}
+    if not fixed:
+        return []
+    chosen = ", the best on validation data of each cell" if tried else ""
+    by = f" by {_listed(optimizers)}" if all(optimizers) else ""
+    return [f"{words}{by} at {_listed(tried or fixed)}{chosen}"]
+
+
+def _listed(values: set[Any]) -> str:
+    """Write a few values: `2, 4 or 8`."""
+    *first, last = [f"{value:,g}" if isinstance(value, int | float) else str(value) for value in sorted(values)]
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _runs(suite_dir: Path, found: list[dict[str, Any]], places: dict[tuple, int]) -> list[dict[str, Any]]:

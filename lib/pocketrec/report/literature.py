@@ -45,7 +45,7 @@ def load(name: str) -> pd.DataFrame:
 def beside(results: pd.DataFrame, name: str, tolerance: float = 0.005) -> pd.DataFrame:
     """Return one row a published method and budget, with ours: the highest validation AUC of any epoch.
 
-    Columns: method, budget, theirs, ours (mean over seeds), seeds, difference, verdict. A verdict is `at or above`
+    Columns: method, budget, theirs, ours (mean over seeds), seeds, difference, verdict. A verdict is `reached`
     where ours is no more than `tolerance` below theirs, `below`, or why there is none: `no instance` of ours is as
     small, `only ours` has one, a run that failed, or `not run`. The full table stands in every budget, and
     a budget above it is held against ours at ratio 1.
@@ -72,7 +72,7 @@ def _verdict(row: dict[str, object], tolerance: float) -> str:
     if row["status"] == "done":
         if pd.isna(row["theirs"]):
             return "only ours"
-        return "at or above" if row["difference"] >= -tolerance else "below"
+        return "reached" if row["difference"] >= -tolerance else "below"
     return "not run" if pd.isna(row["status"]) else "no instance" if row["status"] == "infeasible" else row["status"]
 
 
@@ -82,17 +82,18 @@ def grid(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """Lay out the verdicts of `beside` for people: the difference where ours is at or above, else what it is."""
+    """Lay out the verdicts of `beside` for people: the difference where theirs is reached, else what it is."""
     return _wide(table, [_judged(row) for row in table.to_dict("records")])
 
 
-def tally(table: pd.DataFrame) -> str:
-    """Say in one sentence how ours compare, the full table counted once."""
+def tally(table: pd.DataFrame, tolerance: float = 0.005) -> str:
+    """Say in one sentence how ours compare, the full table counted once; `tolerance` is that of `beside`."""
     cells = table[(table["method"] != "full") | (table["budget"] == table["budget"].max())]
     count = cells["verdict"].value_counts()
     compared = cells["difference"].notna().sum()
-    rest = ", ".join(f"{n} {name}" for name, n in count.drop(["at or above", "below"], errors="ignore").items())
-    found = f"{count.get('at or above', 0)} of {compared} cells at or above theirs, {count.get('below', 0)} below"
+    rest = ", ".join(f"{n} {name}" for name, n in count.drop(["reached", "below"], errors="ignore").items())
+    near = f"within {tolerance:g} of theirs or above"
+    found = f"{count.get('reached', 0)} of {compared} cells {near}, {count.get('below', 0)} further below"
     return f"{found}; {rest}" if rest else found
 
 
@@ -108,7 +109,7 @@ def _pair(row: dict[str, float]) -> str:
 def _judged(row: dict[str, object]) -> str:
     if pd.isna(row["difference"]):
         return str(row["verdict"])
-    return _signed(row["difference"]) if row["verdict"] == "at or above" else f"below {_signed(row['difference'])}"
+    return _signed(row["difference"]) if row["verdict"] == "reached" else f"below {_signed(row['difference'])}"
 
 
 def _signed(difference: float) -> str:

@@ -32,7 +32,7 @@ def _name(node: ast.ClassDef) -> str | None:
 def knobs(path: str | Path, method: str) -> pd.DataFrame:
     """Return each knob of a method with the values that the runs of a suite's folder gave it, and in how many runs."""
     rows = [
-        {"knob": knob, "value": str(value), "runs": record["run"]}
+        {"knob": knob, "value": "–" if value is None else str(value), "runs": record["run"]}
         for record in read_records(Path(path))
         if record["method"] == method and record.get("kind", "quality") == "quality"
         for knob, value in record.get("parameters", {}).get("knobs", {}).items()

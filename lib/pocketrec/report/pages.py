@@ -1,18 +1,23 @@
 """Executed notebooks as HTML pages that need nothing but themselves."""
 
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from html import unescape
 from multiprocessing import get_context
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from pygments.formatters import HtmlFormatter
 from tqdm import tqdm
 
 from pocketrec.files import atomic
+
+_HEADING = re.compile(r"(<h1[^>]*>)(.*?)(</h1>)", re.DOTALL)
 
 
 def convert(suite_dir: str | Path, jobs: int | None = None, progress: bool = True) -> list[Path]:
@@ -33,16 +38,40 @@ def convert(suite_dir: str | Path, jobs: int | None = None, progress: bool = Tru
 
 def page(notebook: Path) -> Path:
     """Write one executed notebook as HTML beside it and return that path."""
-    title = " · ".join(notebook.parts[-4:-1]) if notebook.name == "run.ipynb" else notebook.stem
+    suite, index, name = _place(notebook)
     try:
         body, error = _body(notebook), ""
     except Exception as problem:  # whatever a damaged notebook raises, its page is where to say it
         body, error = "", f"{notebook.name} cannot be read: {type(problem).__name__}: {problem}"
-    html = template("notebook.html.j2").render(title=title, body=Markup(body), error=error, code_css=code_css())
+    heading = _HEADING.search(body)
+    question = unescape(re.sub(r"<.*?>", "", heading[2])) if heading else notebook.stem
+    if name:
+        body = _HEADING.sub(rf'\1<span class="name">{escape(name)}</span>\2\3', body, count=1)
+    html = template("notebook.html.j2").render(
+        title=" – ".join(part for part in (name, question, suite) if part),
+        suite=suite,
+        index=quote(index),
+        body=Markup(body),
+        error=error,
+        code_css=code_css(),
+    )
     path = notebook.with_suffix(".html")
     with atomic(path, "w") as file:
         file.write(html)
     return path
+
+
+def _place(notebook: Path) -> tuple[str, str, str]:
+    """Return a notebook's suite, the way to that suite's page, and the name of its run or method, where it has them."""
+    folder = notebook.absolute().parent
+    if notebook.name == "run.ipynb" and folder.parents[2].name == "runs":
+        up, name = 4, " · ".join(folder.parts[-3:])
+    elif folder.name == "dashboards":
+        up, name = 1, notebook.stem.partition("dashboard_method_")[2]
+    else:
+        return "", "", ""
+    suite = folder.parents[up - 1].name.removeprefix(".").removesuffix(".new")  # `publish` builds in .<suite>.new
+    return suite, "../" * up + "index.html", name
 
 
 def template(name: str):

@@ -3,12 +3,11 @@
 A method has the same colour and marker everywhere. The text of a figure's title is its finding.
 """
 
-import math
 import textwrap
 import zlib
 from collections.abc import Callable, Iterator
 from functools import wraps
-from itertools import cycle, pairwise
+from itertools import pairwise
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -20,14 +19,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from pocketrec.report.columns import METRICS, times
+from pocketrec.report.columns import METRICS, TIE, natural, times
+from pocketrec.report.results import is_baseline, is_full
 from pocketrec.report.statistics import (
+    ENOUGH,
     finding,
     front,
     half_width,
     label,
     size_finding,
     summary,
+    true_ratio,
     verdict,
     with_loss,
 )
@@ -40,7 +42,8 @@ FULL = ("#7b8794", "o")
 # beyond the eighth share a colour with another marker.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f6bb8", "#8c613c")
 _MARKERS = ("s", "D", "^", "v", "P", "X", "<", ">")
-_DASHES = ("-", (0, (4, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)))  # one a variant
+_DASHES = ("-", (0, (4, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)))  # one a variant; then with another marker
+_WORDS = {"table_lr": "learning rate of the tables"}  # for parameters that are searched
 _KNOWN = ("robe", "hashing", "low_dim", "quotient_remainder", "tt_rec", "mlet", "cce", "cafe")
 _KNOWN += ("dhe", "dpq", "hash_embeddings", "memcom", "mgqe", "mixed_dim", "pruning", "pss")
 
@@ -154,36 +157,35 @@ def _tradeoff(results: pd.DataFrame, x: str, finding: Callable[[pd.DataFrame], s
         return sentence(f"No AUC to show: {verdict(results)}.")
     cells = cells.assign(x=cells[x] * METRICS[x].scale, label=cells.apply(label, axis=1))
     datasets = list(cells["dataset"].unique())
-    tall = max(3.9, 0.2 * cells.groupby("dataset")["label"].nunique().max() + 1.1)
+    tall = max(3.9, 0.26 * cells.groupby("dataset")["label"].nunique().max() + 1.2)
     figure, axes = panels(len(datasets), 5.6 + _room(cells["label"]), tall)
     for ax, dataset in zip(axes, datasets, strict=True):
         ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="Test AUC (mean, 95 % band)")
         shown = cells[cells["dataset"] == dataset]
-        meant = shown["method"].isin([method, "full"]) | (method == "")
-        for rows, _ in _lines(shown[~meant]):
+        meant = is_full(shown) | (shown["method"] == method) | (method == "")
+        for rows, *_ in _lines(shown[~meant]):
             rows = rows.sort_values("ratio_requested")
-            ax.plot(rows["x"], rows["auc"], color=GRID, linewidth=1.4, zorder=1)
+            ax.plot(rows["x"], rows["auc"], color=GRID, linewidth=1.4, marker="o", markersize=3, zorder=1)
+        if x == "ratio_achieved":
+            others = shown.loc[~is_baseline(shown), "x"]
+            log_axis(ax, others if len(others) else shown["x"], times)
+        else:
+            log_axis(ax, shown["x"], "{:,.3g}".format)
+            ax.invert_xaxis()  # compression grows to the right, as with ratios
         _tradeoff_panel(ax, shown[meant], x)
         rows = results[results["dataset"] == dataset]
-        put_title(ax, f"{dataset}: {finding(rows[rows['method'].isin([method, 'full'])] if method else rows)}", 52)
+        rows = rows[is_full(rows) | (rows["method"] == method)] if method else rows
+        put_title(ax, f"{dataset}: {finding(rows)}", 52)
     return figure
 
 
 def _tradeoff_panel(ax: Axes, cells: pd.DataFrame, x: str) -> None:
-    """Draw a line a method, the full table and the ceiling as lines across, each labelled at its end."""
-    by_ratio = x == "ratio_achieved"
-    small, full = cells[cells["method"] != "full"], cells[cells["method"] == "full"]
-    across = lines_across(ax, cells)
-    ends = [_series(ax, rows, dash) for rows, dash in _lines(small)]
-    if by_ratio:
-        log_axis(ax, (small if len(small) else cells)["x"], times)
-        label_right(ax, across + [end[1:] for end in ends])
-    else:
-        ax.plot(full["x"], full["auc"], FULL[1], color=FULL[0], markersize=7)
-        longest = max((len(name) for _, _, name, _ in ends), default=0)
-        log_axis(ax, cells["x"], "{:,.3g}".format, left=0.04 + 0.02 * longest)
-        label_right(ax, across)
-        _label_left(ax, ends)
+    """Draw a line a method, the baseline and the ceiling as lines across, each labelled beside the axes."""
+    baseline = is_baseline(cells)
+    ends = lines_across(ax, cells) + [_series(ax, *line) for line in _lines(cells[~baseline])]
+    if x != "ratio_achieved":
+        ax.plot(cells.loc[baseline, "x"], cells.loc[baseline, "auc"], FULL[1], color=FULL[0], markersize=7)
+    label_right(ax, ends)
 
 
 @house_style
@@ -196,9 +198,9 @@ def against(results: pd.DataFrame, x: str, y: str) -> Figure:
     groups = list(cells.groupby("dataset"))
     figure, axes = panels(len(groups), 6.4, 4.2)
     for ax, (dataset, rows) in zip(axes, groups, strict=True):
-        for line, dash in _lines(rows):
+        for line, dash, marker in _lines(rows):
             line = line.sort_values("ratio_requested")
-            hue, marker = look(line["method"].iloc[0])
+            hue = colour(line["method"].iloc[0])
             half = line[f"{y}_ci"].fillna(0) * METRICS[y].scale if f"{y}_ci" in line else None
             values = line[x] * METRICS[x].scale, line[y] * METRICS[y].scale
             ax.errorbar(*values, half, color=hue, marker=marker, ls=dash, lw=1.4, label=line["label"].iloc[0], mew=0)
@@ -206,8 +208,8 @@ def against(results: pd.DataFrame, x: str, y: str) -> Figure:
             ax.set_xscale("log")
             log_axis(ax, rows[x] * METRICS[x].scale, "{:,.4g}".format)
         ax.set(xlabel=METRICS[x].axis, ylabel=METRICS[y].axis)
-        best = rows.loc[rows[y].idxmin() if METRICS[y].better == "lower" else rows[y].idxmax()]
-        best_label = f"{best['label']} at {times(best['ratio_requested'])}"
+        best = rows[y].idxmin() if METRICS[y].better == "lower" else rows[y].idxmax()
+        best_label = f"{rows['label'][best]} at {times(true_ratio(rows)[best])}"
         put_title(ax, f"{dataset}: {METRICS[y].label} is best with {best_label}", 52)
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -224,12 +226,18 @@ def pareto(results: pd.DataFrame, x: str = "inference_bytes") -> Figure:
     datasets = sorted(cells["dataset"].unique())
     figure, axes = panels(len(datasets), 5.6, 4.2)
     for ax, dataset in zip(axes, datasets, strict=True):
-        ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="AUC loss (mean, 95 % interval)")
-        _pareto_panel(ax, cells[cells["dataset"] == dataset].sort_values("ahead", kind="stable"))
-        names = cells.loc[(cells["dataset"] == dataset) & cells["ahead"], "label"].unique()
-        kind = "its time" if x.startswith("latency") else "its size"
+        rows = cells[cells["dataset"] == dataset].sort_values("ahead", kind="stable")
+        ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel=loss_axis(rows))
+        _pareto_panel(ax, rows)
+        names = rows.loc[rows["ahead"], "label"].unique()
+        kind = "its time, taken once," if x.startswith("latency") else "its size"
         put_title(ax, f"{dataset}: the best AUC for {kind} is that of {', '.join(names)}", 52)
     return figure
+
+
+def loss_axis(cells: pd.DataFrame) -> str:
+    """Name the axis of a loss of `with_loss`, with what it is against."""
+    return f"AUC loss to {cells['reference'].iloc[0] or 'the best cell'} (mean, 95 % interval)"
 
 
 def _pareto_panel(ax: Axes, cells: pd.DataFrame) -> None:
@@ -251,12 +259,13 @@ def label_points(ax: Axes, points: pd.DataFrame) -> None:
     canvas = ax.figure.canvas
     canvas.draw()
     taken, inside = [], ax.get_window_extent()
-    for row in points.to_dict("records"):
-        text = f"{row['label']} {times(row['ratio_requested'])}"
+    for row in points.assign(ratio=true_ratio(points)).to_dict("records"):
+        text = f"{row['label']} {times(row['ratio'])}"
         for place, align, rise in (((7, 6), "left", "bottom"), ((-7, 6), "right", "bottom"), ((7, -6), "left", "top")):
             note = ax.annotate(
                 text, (row["x"], row["auc_loss"]), place, textcoords="offset points", ha=align, va=rise, fontsize=9
             )
+            note.set_bbox({"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.5})
             box = note.get_window_extent()
             free = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
             if free and not any(box.overlaps(other) for other in taken):
@@ -265,70 +274,85 @@ def label_points(ax: Axes, points: pd.DataFrame) -> None:
             note.remove()
 
 
-def _lines(frame: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str | tuple]]:
-    """Yield the rows of each method and variant, and the variant's dash: solid for a method's first."""
-    for _, method in frame.groupby("method"):
-        for (_, rows), dash in zip(method.groupby("variant"), cycle(_DASHES), strict=False):
-            yield rows, dash
+def _lines(frame: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str | tuple, str]]:
+    """Yield the rows of each method and variant with dash and marker: solid and the method's own for its first."""
+    for name, method in frame.groupby("method"):
+        variants = sorted(method["variant"].unique(), key=natural)
+        first = (*_MARKERS, FULL[1]).index(look(name)[1])
+        for place, variant in enumerate(variants):
+            marker = look(name)[1] if place < len(_DASHES) else _MARKERS[(first + place // len(_DASHES)) % 8]
+            yield method[method["variant"] == variant], _DASHES[place % len(_DASHES)], marker
 
 
-def _series(ax: Axes, rows: pd.DataFrame, dash: str | tuple) -> tuple[float, float, str, str]:
-    """Draw one line with its band; return x, height, text and colour for the label of its compressed end."""
+def _series(ax: Axes, rows: pd.DataFrame, dash: str | tuple, marker: str) -> tuple[float, str, str]:
+    """Draw one line with its band; return height, text and colour for the label of its compressed end."""
     rows = rows.sort_values("ratio_requested")
-    colour, marker = look(rows["method"].iloc[0])
-    _band(ax, rows["x"], rows["auc"], rows["auc_ci"], colour, dash, marker)
+    hue = colour(rows["method"].iloc[0])
+    ax.plot(rows["x"], rows["auc"], marker=marker, color=hue, ls=dash, markersize=7, linewidth=1.8, mew=0)
+    _band(ax, rows["x"], rows["auc"], rows["auc_ci"].where(rows["auc_n"] >= ENOUGH), hue)
     last = rows.iloc[-1]
-    return last["x"], last["auc"], last["label"], colour
+    return last["auc"], last["label"], hue
 
 
-def _band(
-    ax: Axes, x: pd.Series, mean: pd.Series, half: pd.Series, colour: str, dash: str | tuple, marker: str = ""
-) -> None:
-    """Draw means as a line and their intervals around it, none where a single seed gives none."""
-    ax.plot(x, mean, marker=marker, color=colour, linestyle=dash, markersize=7, linewidth=1.8, markeredgewidth=0)
-    half = half.fillna(0)
+def _band(ax: Axes, x: pd.Series, mean: pd.Series, half: pd.Series, colour: str) -> None:
+    """Draw intervals around a line, where they are known: a band, or a bar at a point without a neighbour."""
+    known = half.notna()
+    alone = known & ~known.shift(1, fill_value=False) & ~known.shift(-1, fill_value=False)
     ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.16, linewidth=0)
+    ax.errorbar(x[alone], mean[alone], half[alone], color=colour, linestyle="none", linewidth=1.2, capsize=3)
 
 
 def lines_across(ax: Axes, cells: pd.DataFrame) -> list[tuple[float, str, str]]:
-    """Draw the full table with its band and the best reachable AUC; return (height, text, colour) of each."""
+    """Draw the baseline with its band and the best reachable AUC; return (height, text, colour) of each."""
     found = []
-    for row in cells[cells["method"] == "full"].to_dict("records"):
+    for row in cells[is_baseline(cells)].to_dict("records"):
         ax.axhline(row["auc"], color=FULL[0], linewidth=1.8)
         half = 0 if pd.isna(row["auc_ci"]) else row["auc_ci"]
         ax.axhspan(row["auc"] - half, row["auc"] + half, color=FULL[0], alpha=0.16, linewidth=0)
         found.append((row["auc"], row["label"], FULL[0]))
-    if cells["bayes_auc"].notna().any():
-        ceiling = cells["bayes_auc"].mean()
-        ax.axhline(ceiling, color=INK, linewidth=1.2, linestyle=CEILING)
-        found.append((ceiling, "ceiling", INK))
+    if _ceiling(ax, cells["bayes_auc"].mean(), cells["auc"]):
+        found.append((cells["bayes_auc"].mean(), "ceiling", INK))
     return found
 
 
-def log_axis(ax: Axes, values: pd.Series, text: Callable[[float], str], left: float = 0) -> None:
-    """Tick a logarithmic axis in plain numbers, leaving the share `left` of it free for labels."""
+def _ceiling(ax: Axes, best: float, scores: pd.Series) -> bool:
+    """Draw the best reachable AUC as a line; only name it at the edge where that would stretch the axis by a third."""
+    if pd.isna(best):
+        return False
+    low, high = scores.min(), scores.max()
+    if best - high > (high - low) / 3:
+        text = f"best reachable {best:.3f} ↑"
+        ax.annotate(text, (0.99, 0.99), xycoords="axes fraction", ha="right", va="top", color=INK, fontsize=8.5)
+        ax.margins(y=0.11)  # room for it
+        return False
+    ax.axhline(best, color=INK, linewidth=1.2, linestyle=CEILING)
+    return True
+
+
+def log_axis(ax: Axes, values: pd.Series, text: Callable[[float], str]) -> None:
+    """Tick a logarithmic axis in plain numbers."""
     room = 1.25 if values.nunique() > 1 else 2
     low, high = values.min() / room, values.max() * room
-    low /= (high / low) ** (left / (1 - left))
     ax.set_xlim(low, high)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 60 else (1,)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def _spread(ax: Axes, heights: list[float], gap: float = 0.055) -> list[float]:
-    """Move labels apart until neighbours are `gap` of the axis apart, on any scale; return heights in their order.
+def _spread(ax: Axes, heights: list[float]) -> list[float]:
+    """Move labels apart by their own height, on any scale; return heights in their order.
 
-    As far as there is room they stay beside the axis, not beside its title.
+    They stay beside the axis, not beside its title: closer where there are too many.
     """
+    tall = ax.get_position().height * ax.figure.get_figheight()
+    gap = min(0.19 / tall, 1 / max(1, len(heights) - 1))
     left, _ = ax.get_xlim()
     ax.get_ylim()  # what is drawn settles the limits, and these the scale
     seen = ax.transData - ax.transAxes
     order = sorted(range(len(heights)), key=heights.__getitem__)
     placed = [seen.transform((left, height))[1] for height in heights]
-    low, high = (0.0, 1.0) if gap * (len(order) - 1) <= 1 else (-math.inf, math.inf)
     for _ in range(500):
-        placed = [min(max(height, low), high) for height in placed]
+        placed = [min(max(height, 0), 1) for height in placed]
         for below, above in pairwise(order):
             overlap = gap - (placed[above] - placed[below])
             if overlap > 1e-9:
@@ -345,30 +369,32 @@ def label_right(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
         )
 
 
-def _label_left(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Write (x, height, text, colour) to the left of x, none over another."""
-    for height, (x, _, text, colour) in zip(_spread(ax, [end[1] for end in ends]), ends, strict=True):
-        ax.annotate(text, (x, height), (-9, 0), textcoords="offset points", color=colour, va="center", ha="right")
-
-
 @house_style
 def learning_curves(curves: pd.DataFrame) -> Figure:
     """Validation AUC against training samples for each dataset (row) and ratio (panel), mean over seeds.
 
+    Bands are 95 % intervals, of three seeds or more; in a panel of more than six lines there are none.
+
     The dashed line is the best AUC that can be reached on the test rows, where the data's teacher is known.
 
-    `curves` is what `load_curves` returns. The full table stands in every panel of its dataset.
+    `curves` is what `load_curves` returns. The full table stands in every panel of its dataset; in codes it learns the
+    same, and is left out.
     """
     curves = curves.dropna(subset="validation_auc") if "validation_auc" in curves else curves.iloc[:0]
+    curves = (
+        curves[~((curves["method"] == "full") & curves["variant"].str.contains("quantize="))] if len(curves) else curves
+    )
     if curves.empty:
         return sentence("No learning curve to show: no run recorded a validation score.")
     curves = curves.assign(label=curves.apply(label, axis=1))
     wanted = _curve_panels(curves)
     figure, axes = panels(len(wanted), 4.1, 3.3, columns=3, sharey=curves["dataset"].nunique() == 1)
+    figure.set_figheight(figure.get_figheight() + 0.06 * curves["label"].nunique())  # for the legend
+    reachable = False
     for ax, (name, rows) in zip(axes, wanted, strict=True):
-        _curve_panel(ax, rows)
+        reachable |= _curve_panel(ax, rows)
         put_title(ax, name, 36)
-    _legend(figure, curves)
+    _legend(figure, curves, reachable)
     return figure
 
 
@@ -390,26 +416,32 @@ def _peak(rows: pd.DataFrame) -> str:
     return f"{name} climbs to {best:.4f}"
 
 
-def _curve_panel(ax: Axes, rows: pd.DataFrame) -> None:
-    for line, dash in _lines(rows):
-        points = line.groupby("samples")["validation_auc"].agg(["mean", "std", "count"])
-        half = half_width(points["std"], points["count"])
-        _band(ax, points.index, points["mean"], half, colour(line["method"].iloc[0]), dash)
-    if rows["bayes_auc"].notna().any():
-        ax.axhline(rows["bayes_auc"].mean(), color=INK, linewidth=1.2, linestyle=CEILING)
+def _curve_panel(ax: Axes, rows: pd.DataFrame) -> bool:
+    """Draw a line a method and the best reachable score; tell whether that is in the picture."""
+    heights, crowded = [], rows["label"].nunique() > 6
+    for line, dash, marker in _lines(rows):
+        points = line.groupby("samples")["validation_auc"].agg(["mean", "std", "count"]).reset_index()
+        hue, mean = colour(line["method"].iloc[0]), points["mean"]
+        marks = {"marker": marker, "markevery": max(1, len(points) // 5), "markersize": 5, "mew": 0}
+        ax.plot(points["samples"], mean, color=hue, ls=dash, linewidth=1.6, **marks)
+        half = half_width(points["std"], points["count"]).where((points["count"] >= ENOUGH) & (not crowded))
+        _band(ax, points["samples"], mean, half, hue)
+        heights.append(mean)
+    drawn = _ceiling(ax, rows["bayes_auc"].mean(), pd.concat(heights))
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.xaxis.set_major_formatter(EngFormatter(sep=" "))
     ax.set(xlabel="Training samples", ylabel="Validation AUC")
+    return drawn
 
 
-def _legend(figure: Figure, frame: pd.DataFrame) -> None:
+def _legend(figure: Figure, frame: pd.DataFrame, reachable: bool) -> None:
     """Write the methods once, above all panels, the full table first."""
     handles = [
-        Line2D([], [], color=colour(rows["method"].iloc[0]), linestyle=dash, linewidth=2.2, label=rows["label"].iloc[0])
-        for rows, dash in _lines(frame.drop_duplicates("label"))
+        Line2D([], [], color=colour(row["method"].iloc[0]), ls=dash, marker=marker, mew=0, label=row["label"].iloc[0])
+        for row, dash, marker in _lines(frame.drop_duplicates("label"))
     ]
     handles.sort(key=lambda handle: handle.get_color() != FULL[0])
-    if "bayes_auc" in frame and frame["bayes_auc"].notna().any():
+    if reachable:
         handles.append(Line2D([], [], color=INK, linestyle=CEILING, linewidth=1.2, label="ceiling (best reachable)"))
     figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False)
 
@@ -426,22 +458,26 @@ def status_map(results: pd.DataFrame) -> Figure:
         return sentence(f"No cell to show: {verdict(results)}.")
     cells = cells.assign(label=cells.apply(label, axis=1))
     datasets = list(cells["dataset"].unique())
-    tall, wide = cells["label"].nunique(), cells["ratio_requested"].nunique()
+    wide = cells.groupby("dataset")["ratio_requested"].nunique().max()
+    names = list(cells.groupby("dataset")["label"].nunique())
+    tall = [max(names[place : place + 2]) for place in range(0, len(names), 2)]  # of each row of panels
     width = max(3.4, 1.1 * wide + 1.2)
-    figure, axes = panels(len(datasets), width + _room(cells["label"]), 0.58 * tall + 1.2)
-    for ax, dataset in zip(axes, datasets, strict=True):
-        _status_panel(ax, cells[cells["dataset"] == dataset])
+    height = 0.58 * sum(tall) / len(tall) + 1.2
+    figure, axes = panels(len(datasets), width + _room(cells["label"]), height, height_ratios=tall)
+    for place, (ax, dataset) in enumerate(zip(axes, datasets, strict=True)):
+        _status_panel(ax, cells[cells["dataset"] == dataset], tall[place // 2], wide)
         put_title(ax, f"{dataset}: {verdict(results[results['dataset'] == dataset])}", int(9.3 * width))
     return figure
 
 
-def _status_panel(ax: Axes, cells: pd.DataFrame) -> None:
+def _status_panel(ax: Axes, cells: pd.DataFrame, tall: int, wide: int) -> None:
+    """Draw the cells of a dataset, as large as if there were `tall` rows of `wide`."""
     ratios = sorted(cells["ratio_requested"].unique())
-    names = sorted(cells["label"].unique(), key=lambda name: (name.split(",")[0] != "full", name))
+    names = sorted(cells["label"].unique(), key=lambda name: (name.split(",")[0] != "full", natural(name)))
     shade = mpl.cm.ScalarMappable(mpl.colors.Normalize(cells["auc"].min(), cells["auc"].max()), "crest")
     for row in cells.to_dict("records"):
         _status_cell(ax, ratios.index(row["ratio_requested"]), names.index(row["label"]), row, shade)
-    ax.set(xlim=(-0.5, len(ratios) - 0.5), ylim=(len(names) - 0.5, -0.5), xlabel="Compression requested (×)")
+    ax.set(xlim=(-0.5, wide - 0.5), ylim=(tall - 0.5, -0.5), xlabel="Compression requested (×)")
     ax.set_xticks(range(len(ratios)), [times(ratio) for ratio in ratios])
     ax.set_yticks(range(len(names)), names)
     ax.tick_params(length=0)
@@ -490,11 +526,13 @@ def searches(tried: pd.DataFrame) -> Figure:
         return sentence("No parameter was searched: every method had the same fixed values.")
     methods = sorted(chosen["method"].unique(), reverse=True)
     datasets = list(chosen["dataset"].unique())
-    figure, axes = panels(len(datasets), 5.4, 1.4 + 0.24 * len(methods), sharey=True)
+    name = _WORDS.get(chosen["parameter"].iloc[0], chosen["parameter"].iloc[0])
+    most = chosen.groupby(["dataset", "method"]).size().max()
+    figure, axes = panels(len(datasets), 5.4, 1.5 + max(0.24, 0.055 * most) * len(methods), sharey=True)
     for ax, dataset in zip(axes, datasets, strict=True):
         _search_panel(ax, chosen[chosen["dataset"] == dataset], methods)
         values = sorted(tried["value"].unique())
-        ax.set(xscale="log", xlim=(values[0] / 1.8, values[-1] * 1.8), xlabel=f"Best {chosen['parameter'].iloc[0]}")
+        ax.set(xscale="log", xlim=(values[0] / 1.8, values[-1] * 1.8), xlabel=f"Best {name}")
         ax.set_xticks(values, [f"{value:g}" for value in values])
         ax.minorticks_off()
     return figure
@@ -502,20 +540,22 @@ def searches(tried: pd.DataFrame) -> Figure:
 
 def _search_panel(ax: Axes, chosen: pd.DataFrame, methods: list[str]) -> None:
     for method, rows in chosen.groupby("method"):
-        across = [methods.index(method) + 0.11 * (place - (len(rows) - 1) / 2) for place in range(len(rows))]
+        gap = min(0.11, 0.8 / len(rows))
+        across = [methods.index(method) + gap * (place - (len(rows) - 1) / 2) for place in range(len(rows))]
         hue, marker = look(method)
         ax.plot(rows["value"], across, color=hue, marker=marker, markersize=5, linestyle="none")
         for x, y, end in zip(rows["value"], across, rows["end"], strict=True):
             if end:
                 ax.plot(x, y, "o", mfc="none", mec=ALARM, mew=1.1, markersize=9)
     ax.set_yticks(range(len(methods)), methods)
+    ax.set_ylim(-0.6, len(methods) - 0.4)
     ends = (chosen["end"] != "").sum()
-    put_title(ax, f"{chosen['dataset'].iloc[0]}: {ends} of {len(chosen)} best values end the list", 36)
+    put_title(ax, f"{chosen['dataset'].iloc[0]}: {ends} of {len(chosen)} best values lie at an end of the list", 40)
 
 
 @house_style
 def latency(speed: pd.DataFrame, part: str = "model") -> Figure:
-    """Latency of each configuration at each batch size: a dot at p50, a whisker to p99.
+    """Latency of each configuration at each batch size, timed once: a dot at p50, a whisker to p99.
 
     `speed` is what `load_speed` returns; `part` is `model` (the whole forward) or `lookup`.
     """
@@ -528,7 +568,9 @@ def latency(speed: pd.DataFrame, part: str = "model") -> Figure:
     columns = min(3, rows["batch"].nunique())
     figure, axes = panels(len(groups), 4.1, 0.26 * tall + 1.3, columns)
     for ax, ((dataset, batch), group) in zip(axes, groups, strict=True):
-        _latency_panel(ax, group.sort_values(["ratio_requested", "method", "variant"], ascending=False))
+        order = group.assign(variant=group["variant"].map(natural))
+        order = order.sort_values(["ratio_requested", "method", "variant"], ascending=False).index
+        _latency_panel(ax, group.loc[order])
         put_title(ax, f"{dataset}, batch {batch:,}: {_fastest(group)}", 32)
     return figure
 
@@ -545,8 +587,11 @@ def _latency_panel(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _fastest(rows: pd.DataFrame) -> str:
-    row = rows.loc[rows["p50_ms"].idxmin()]
-    return f"{row['label']} answers first, {row['p50_ms']:.3g}\N{NO-BREAK SPACE}ms"
+    """Name the fastest, timed once, or count those that differ from it by less than such a time tells."""
+    fastest = rows.loc[rows["p50_ms"].idxmin()]
+    near = int((rows["p50_ms"] <= TIE * fastest["p50_ms"]).sum())
+    who = f"{fastest['label']} answers first" if near == 1 else f"{near} of {len(rows)} within 10 % of the fastest"
+    return f"{who}, {fastest['p50_ms']:.3g}\N{NO-BREAK SPACE}ms (timed once)"
 
 
 @house_style

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pocketrec.errors import UserError
 from pocketrec.files import atomic
-from pocketrec.report.columns import CELL, DTYPES, METRICS, STATUSES
+from pocketrec.report.columns import CELL, DTYPES, METRICS, OFF, STATUSES
 
 SCHEMA = 1
 _AXES = {"method", "dataset", "ratio", "seed", "run_dir", "checkpoint_minutes"}  # or without effect
@@ -23,8 +23,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
     The records count where there are any, else `results.parquet`. What a run did not reach is missing
     (NaN or NA). Latency comes from the timed run of the same configuration: at its smallest batch
     (`latency_batch`), and samples per second at its largest (`inference_batch`). `auc_delta` is the AUC minus
-    that of the full table with the same dataset and seed. A record that cannot be read is a row with status
-    `failed` and the reason.
+    that of the dataset's baseline (`is_baseline`) with the same seed. A record that cannot be read is a row with
+    status `failed` and the reason.
     """
     path = Path(path)
     found = read_records(path)
@@ -33,7 +33,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
     parquet = path if path.suffix == ".parquet" else path / "results.parquet"
     if not parquet.is_file():
         raise UserError(f"{path}: no record.json below it and no results.parquet; `pocketrec run` makes them")
-    return pd.read_parquet(parquet).astype(DTYPES)
+    return pd.read_parquet(parquet).reindex(columns=list(DTYPES)).astype(DTYPES)
 
 
 def collect(suite_dir: str | Path) -> Path:
@@ -43,6 +43,27 @@ def collect(suite_dir: str | Path) -> Path:
     with atomic(path) as file:
         results.to_parquet(file, index=False)
     return path
+
+
+def is_full(rows: pd.DataFrame) -> pd.Series:
+    """Tell which rows, of runs or of a `summary`, are of a full table; one that is served in codes is compressed."""
+    return (rows["method"] == "full") & ~(rows["ratio_achieved"] > 1 + OFF)
+
+
+def score(rows: pd.DataFrame) -> pd.Series:
+    """Return what a choice between rows rests on: their validation AUC; the test's only where that is missing."""
+    return rows["validation_auc"].fillna(rows["auc"])
+
+
+def is_baseline(rows: pd.DataFrame) -> pd.Series:
+    """Tell which rows are of their dataset's baseline: of its full tables in float32 the one with the best `score`.
+
+    There is one a dataset, whatever variants ran, so that all losses of a dataset have the same zero.
+    """
+    full = is_full(rows) & ~rows["variant"].str.contains("bf16") & rows["auc"].notna()
+    means = score(rows[full]).groupby([rows.loc[full, name] for name in CELL]).mean()
+    best = means.sort_values().groupby("dataset").tail(1).index
+    return full & pd.MultiIndex.from_frame(rows[CELL]).isin(best)
 
 
 def load_curves(path: str | Path) -> pd.DataFrame:
@@ -194,7 +215,9 @@ def _dig(record: dict[str, Any], path: str) -> Any:
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:
-    return {metric.name: _dig(record, metric.path) for metric in METRICS.values() if metric.path}
+    numbers = {metric.name: _dig(record, metric.path) for metric in METRICS.values() if metric.path}
+    scores = (_dig(record, "curve") or {}).get("validation_auc", [])
+    return numbers | {"peak_auc": max((auc for auc in scores if auc is not None), default=None)}
 
 
 def _quality(found: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -232,6 +255,7 @@ def _variants(quality: list[dict[str, Any]]) -> dict[str, str]:
     axes = settings.loc[values > 1, ["method", "dataset", "name"]].drop_duplicates()
     told = settings.merge(axes)
     told["text"] = told["name"] + "=" + told["value"]
+    told = told[told["text"] != "quantize=none"]
     return names | told.groupby("run")["text"].agg(", ".join).to_dict()
 
 
@@ -265,9 +289,9 @@ def _with_latency(results: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_delta(results: pd.DataFrame) -> pd.DataFrame:
-    """Add the AUC's difference to the full table of the same dataset and seed, and variant if it has several."""
-    full = results[(results["method"] == "full") & (results["status"] == "done")]
-    pair = ["dataset", "seed", "variant"] if full["variant"].nunique() > 1 else ["dataset", "seed"]
-    reference = full.drop_duplicates(pair).set_index(pair)["auc"].rename("full_auc")
+    """Add the AUC's difference to the baseline of the same dataset and seed."""
+    baseline = is_baseline(results)
+    pair = ["dataset", "seed"]
+    reference = results[baseline].drop_duplicates(pair).set_index(pair)["auc"].rename("full_auc")
     delta = results["auc"] - results.join(reference, on=pair)["full_auc"]
-    return results.assign(auc_delta=delta.where(results["method"] != "full"))
+    return results.assign(auc_delta=delta.mask(baseline))

@@ -7,11 +7,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pocketrec.report.columns import CELL, FAILURES, METRICS, STATUSES, times
+from pocketrec.report.columns import CELL, FAILURES, METRICS, OFF, STATUSES, TIE, natural, signed, size, times
+from pocketrec.report.results import is_baseline, is_full, score
 
 CHANCE = 0.5  # AUC of a model that knows nothing
 KEEPS = 0.95  # the share of the full table's gain that counts as kept in a finding
-NEAR = 1.01  # sizes and times closer than that are equal
+NEAR = 1.01  # sizes closer than that are equal
+ENOUGH = 3  # seeds, for an interval that is worth drawing
+PAST = 0.01  # a table whose last validation AUC is further below its highest has been trained too long
 LEVEL = 0.05  # of a test, after the correction for how many there are
 
 
@@ -41,7 +44,10 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     table = table.join(pd.DataFrame(columns))
     counts = [f"{name}_n" for name in METRICS]
     table[counts] = table[counts].fillna(0).astype("int64")
-    return table.reset_index().sort_values(["dataset", "ratio_requested", "method", "variant"], ignore_index=True)
+    order = ["dataset", "ratio_requested", "method", "variant"]
+    return table.reset_index().sort_values(
+        order, ignore_index=True, key=lambda column: column.map(natural) if column.name == "variant" else column
+    )
 
 
 def _counts(results: pd.DataFrame) -> pd.DataFrame:
@@ -76,15 +82,16 @@ def corrected(p: pd.Series) -> pd.Series:
     return pd.Series(stats.false_discovery_control(known), known.index).reindex(p.index)
 
 
-def differences(results: pd.DataFrame, to: Literal["full", "best"] = "full", metric: str = "auc") -> pd.DataFrame:
-    """Return one row a compressed cell: by how much it differs from the full table, or from the best of its ratio.
+def differences(results: pd.DataFrame, to: Literal["full", "best"] = "full") -> pd.DataFrame:
+    """Return one row a cell: by how much its AUC differs from the baseline's, or from that of the best of its ratio.
 
-    `difference` is a mean over the seeds that both cells have, `difference_ci` half of its 95 % interval,
-    `p` that of `same_mean`, corrected within the dataset. The best cell itself is no row. `reference` names
-    the other cell.
+    The baseline is that of `is_baseline`; the best is chosen by validation AUC, and a full table in codes, whose
+    size is its own, has no rivals. `difference` is a mean over the seeds that both cells have, `difference_ci` half of
+    its 95 % interval, `p` that of `same_mean`, corrected within the dataset. The reference itself is no row.
+    `reference` names the other cell.
     """
-    seeds = by_seed(results, metric)
-    references = _references(summary(results).dropna(subset=metric), to, metric)
+    seeds = by_seed(results, "auc")
+    references = _references(summary(results).dropna(subset="auc"), to)
     rows = []
     for cell, other in references.items():
         gap = (seeds[cell] - seeds[other]).dropna()
@@ -102,18 +109,14 @@ def by_seed(results: pd.DataFrame, metric: str) -> dict[tuple, pd.Series]:
     return {cell: rows.drop_duplicates("seed").set_index("seed")[metric] for cell, rows in done.groupby(CELL)}
 
 
-def _references(cells: pd.DataFrame, to: str, metric: str) -> dict[tuple, tuple]:
-    """Return the cell that each compressed one is compared with, where there is one other than itself.
-
-    That is the full table, of the same variant if it has several, or the best of the same dataset and ratio.
-    """
-    small, full = cells[cells["method"] != "full"], cells[cells["method"] == "full"]
+def _references(cells: pd.DataFrame, to: str) -> dict[tuple, tuple]:
+    """Return the cell that each one is compared with, where there is one other than itself."""
     if to == "full":
-        rivals, shared = full, ["dataset", "variant"] if full["variant"].nunique() > 1 else ["dataset"]
+        shared, best = ["dataset"], cells[is_baseline(cells)]
     else:
-        rivals, shared = small, ["dataset", "ratio_requested"]
-    best = rivals.sort_values(metric, ascending=METRICS[metric].better == "lower").drop_duplicates(shared)
-    pairs = small[CELL].merge(best[CELL], on=shared, suffixes=("", "_"))
+        shared, cells = ["dataset", "ratio_requested"], cells[cells["method"] != "full"]
+        best = cells.assign(score=score(cells)).sort_values("score", ascending=False).drop_duplicates(shared)
+    pairs = cells[CELL].merge(best[CELL], on=shared, suffixes=("", "_"))
     others = [f"{name}_" if f"{name}_" in pairs else name for name in CELL]
     found = zip(
         pairs[CELL].itertuples(index=False, name=None), pairs[others].itertuples(index=False, name=None), strict=True
@@ -126,89 +129,110 @@ def _name(cell: tuple) -> str:
     return f"{label({'method': method, 'variant': variant})} {times(ratio)}"
 
 
-def tied_with_best(results: pd.DataFrame, metric: str = "auc") -> pd.Series:
-    """Tell, for each compressed cell, whether it is the best of its dataset and ratio or tied with it.
+def tied_with_best(results: pd.DataFrame) -> pd.Series:
+    """Tell, for each cell of a method, whether it is the best of its dataset and ratio or not distinguishable from it.
 
-    Tied: the test over seeds does not tell the two apart. NA where there are too few seeds for any test. The
-    index is that of `CELL`.
+    That is: the test over seeds does not find it worse than the one that validation chose, which proves no equality.
+    NA where there are too few seeds for any test. The index is that of `CELL`.
     """
-    rivals = differences(results, "best", metric).set_index(CELL)["p"]
-    cells = pd.MultiIndex.from_tuples([c for c in by_seed(results, metric) if c[1] != "full"], names=CELL)
+    rivals = differences(results, "best").set_index(CELL)
+    cells = pd.MultiIndex.from_tuples([c for c in by_seed(results, "auc") if c[1] != "full"], names=CELL)
     tied = pd.Series(True, cells, dtype="boolean", name="tied")
-    tied[rivals.index] = rivals.ge(LEVEL).astype("boolean").mask(rivals.isna())
+    tied[rivals.index] = not_worse(rivals["difference"], rivals["p"])
     return tied
 
 
-def with_loss(cells: pd.DataFrame) -> pd.DataFrame:
-    """Add `auc_loss` to a `summary`: against the full table with the same seeds, or against a dataset's best cell.
+def not_worse(difference: pd.Series, p: pd.Series) -> pd.Series:
+    """Tell which differences no test finds below zero; NA where there was no test."""
+    return (p.ge(LEVEL) | (difference > 0)).astype("boolean").mask(p.isna())
 
-    The second, which has no interval, only where the full table has not finished.
+
+def with_loss(cells: pd.DataFrame) -> pd.DataFrame:
+    """Add `auc_loss` to a `summary`, and `reference`, the name of what it is against: the dataset's one baseline.
+
+    The loss is a mean over the seeds that both have, with half of its 95 % interval in `auc_loss_ci`; where they share
+    none, that of the means, without an interval. Where no baseline has finished, `reference` is "", and the loss that
+    to the dataset's highest AUC.
     """
-    full = (cells["method"] == "full") & cells["auc"].notna()
-    known = cells["dataset"].isin(cells.loc[full, "dataset"])
-    to_best = cells.groupby("dataset")["auc"].transform("max") - cells["auc"]
-    loss = (-cells["auc_delta"]).where(known, to_best).mask(full, 0.0)
-    return cells.assign(auc_loss=loss, auc_loss_ci=cells["auc_delta_ci"].where(known & ~full))
+    baseline = cells[is_baseline(cells)].set_index("dataset")
+    known = cells["dataset"].isin(baseline.index)
+    zero = cells["dataset"].map(baseline["auc"].to_dict()).astype("float64")
+    zero = zero.fillna(cells.groupby("dataset")["auc"].transform("max"))
+    names = {dataset: label(row) for dataset, row in baseline.iterrows()}
+    return cells.assign(
+        auc_loss=(-cells["auc_delta"]).where(known).fillna(zero - cells["auc"]),
+        auc_loss_ci=cells["auc_delta_ci"].where(known),
+        reference=pd.Series([names.get(dataset, "") for dataset in cells["dataset"]], cells.index, dtype="str"),
+    )
 
 
 def front(cells: pd.DataFrame, x: str) -> pd.Series:
     """Tell which cells of `with_loss` no other of the dataset beats: in AUC at the same `x`, or in `x` at the same AUC.
 
-    Values of `x` within 1 % count as equal. A cell that lacks either is not on the front.
+    Sizes within 1 % count as equal, and times, each taken once, within 10 %. A cell that lacks either is not on the
+    front.
     """
+    near = TIE if x.startswith("latency") else NEAR
     ahead = pd.Series(False, cells.index)
     for _, rows in cells.dropna(subset=["auc_loss", x]).groupby("dataset"):
         loss, cost = rows["auc_loss"].to_numpy(), rows[x].to_numpy(dtype=float)
         gain = loss - loss[:, None]
-        beats = (cost[:, None] <= NEAR * cost) & ((gain > 0) | ((gain == 0) & (cost[:, None] < cost)))
+        beats = (cost[:, None] <= near * cost) & ((gain > 0) | ((gain == 0) & (cost[:, None] < cost)))
         ahead[rows.index] = ~beats.any(axis=0)
     return ahead
 
 
 def highest_ratio(results: pd.DataFrame, loss: float = 0.005) -> pd.DataFrame:
-    """Return for each dataset and method the most compressed cell whose mean AUC is within `loss` of the full table's.
+    """Return for each dataset and method the most compressed cell whose mean AUC is within `loss` of the baseline's.
 
-    `sure` tells whether the whole 95 % interval is. A method that has no such cell has a row without a ratio;
-    cells with a failed seed do not count.
+    `sure` tells whether the whole 95 % interval is; `reference` names the baseline, "" where none has finished. A
+    method that has no such cell has a row without a ratio; cells with a failed seed do not count.
     """
-    cells = summary(results)
-    cells = cells[(cells["method"] != "full") & (cells["n_failed"] == 0)]
-    cells = cells.assign(auc_loss=-cells["auc_delta"], auc_loss_ci=cells["auc_delta_ci"])
-    within = cells[cells["auc_loss"] <= loss].sort_values("ratio_achieved").drop_duplicates(CELL[:3], keep="last")
+    cells = with_loss(summary(results))
+    cells = cells[~is_full(cells) & (cells["n_failed"] == 0)]
+    within = cells[(cells["reference"] != "") & (cells["auc_loss"] <= loss)]
+    within = within.sort_values("ratio_achieved").drop_duplicates(CELL[:3], keep="last")
     shown = ["ratio_requested", "ratio_achieved", "inference_bytes", "auc", "auc_loss", "auc_loss_ci"]
-    table = cells[CELL[:3]].drop_duplicates().merge(within[[*CELL[:3], *shown]], how="left", on=CELL[:3])
+    named = [*CELL[:3], "reference"]
+    table = cells[named].drop_duplicates().merge(within[[*named, *shown]], how="left", on=named)
     table["sure"] = table["auc_loss"] + table["auc_loss_ci"] <= loss
     return table.sort_values(["dataset", "ratio_achieved"], ascending=[True, False], ignore_index=True)
 
 
 def finding(results: pd.DataFrame) -> str:
-    """Say in one sentence what one dataset's runs show about AUC against compression."""
+    """Say in one sentence what one dataset's runs show about AUC against compression.
+
+    It is about the `compromise`; where every configuration ran in the same two variants, about what these differ by.
+    """
     cells = _whole_cells(results, ["auc"])
     if cells.empty:
         return "no run has finished"
-    small, full = cells[cells["method"] != "full"], cells[cells["method"] == "full"]
+    if twins := _twins(results, cells):
+        return twins
+    small, full = cells[~is_full(cells)], cells[is_baseline(cells)]
     if small.empty:
-        return f"the full table reaches AUC {full['auc'].max():.4f}"
+        return f"the full table reaches AUC {cells['auc'].max():.4f}"
     if full.empty:
         row = _best_by_ratio(small).iloc[-1]
-        return f"{label(row)} reaches AUC {row['auc']:.4f} at {times(row['ratio_requested'])}"
-    row, share = best_compromise(small, full)
-    at = f"{label(row)} at {times(row['ratio_requested'])}"
-    return (
-        f"{at} reaches the full table's AUC" if share >= 1 else f"{at} keeps {share:.1%} of the full table's AUC gain"
-    )
+        return f"{label(row)} reaches AUC {row['auc']:.4f} at {times(row['ratio'])}, beside no full table"
+    row, keeps = compromise(small, full)
+    of = " of several seeds" if small["n"].min() == 1 < row["n"] else ""
+    rule = "keeps 95 % at a higher ratio" if keeps else "keeps 95 %, it is the best at the lowest ratio"
+    kept = f"{label(row)} at {times(row['ratio'])} {_kept(row, full.iloc[0])} ({_seeds(row)})"
+    past = full["peak_auc"].iloc[0] - full["validation_auc"].iloc[0]
+    worn = f"; the full table was kept as it ended, {past:.3f} below its best validation AUC" if past > PAST else ""
+    return f"{kept}; on validation none{of} {rule}{worn}"
 
 
 def size_finding(results: pd.DataFrame) -> str:
     """Say in one sentence what the same compromise as in `finding` costs in bytes."""
     cells = _whole_cells(results, ["auc", "inference_bytes"])
-    small, full = cells[cells["method"] != "full"], cells[cells["method"] == "full"]
-    if small.empty or full.empty:
+    small, full = cells[~is_full(cells)], cells[is_baseline(cells)]
+    if small.empty or full.empty or _twins(results, cells):
         return finding(results)
-    row, share = best_compromise(small, full)
-    sizes = (row["inference_bytes"], full["inference_bytes"].max())
-    kept, whole = (METRICS["inference_bytes"].text(size) for size in sizes)
-    return f"{label(row)} keeps {share:.1%} of the AUC gain in {kept} of {whole} MB"
+    row, _ = compromise(small, full)
+    kept, whole = size(row["inference_bytes"]), size(full["inference_bytes"].iloc[0])
+    return f"{label(row)} {_kept(row, full.iloc[0])} in {kept} of {whole} ({_seeds(row)})"
 
 
 def _whole_cells(results: pd.DataFrame, needed: list[str]) -> pd.DataFrame:
@@ -216,24 +240,67 @@ def _whole_cells(results: pd.DataFrame, needed: list[str]) -> pd.DataFrame:
 
     A mean over the seeds that survived is not to be set beside one over all of them.
     """
-    cells = summary(results).dropna(subset=needed)
+    cells = with_loss(summary(results)).dropna(subset=needed)
     whole = cells[cells["n_failed"] == 0]
     return cells if whole.empty else whole
 
 
-def best_compromise(small: pd.DataFrame, full: pd.DataFrame) -> tuple[pd.Series, float]:
-    """Return the most compressed cell that keeps 95 % of the AUC gain, else the best at the lowest ratio.
+def _twins(results: pd.DataFrame, cells: pd.DataFrame) -> str:
+    """Say by how much two variants differ, where every configuration ran in both and in no other; else ""."""
+    variants = sorted(cells["variant"].unique())
+    if len(variants) != 2 or (cells.groupby(["method", "ratio_requested"]).size() != 2).any():
+        return ""
+    zero = next(iter(cells.loc[is_baseline(cells), "variant"]), variants[0])
+    (other,) = set(variants) - {zero}
+    seeds = by_seed(results, "auc")
+    said = []
+    for row in cells[cells["variant"] == other].to_dict("records"):
+        cell = tuple(row[name] for name in CELL)
+        gap = (seeds[cell] - seeds[cell[0], cell[1], zero, cell[3]]).dropna()
+        said.append(f"{signed(gap.mean(), half_width(gap.std(), len(gap)))} ({_name((*cell[:2], '', cell[3]))})")
+    return f"{other} changes the AUC against {zero} by {', '.join(said)}; {_seeds(cells.iloc[0])}"
 
-    The gain is AUC − 0.5. The second value is the share that the cell keeps.
+
+def compromise(small: pd.DataFrame, full: pd.DataFrame) -> tuple[pd.Series, bool]:
+    """Return the most compressed cell that keeps 95 % of the full table's AUC above chance, and whether there is one.
+
+    If none does, it is the best at the lowest ratio. Validation AUC decides; a cell of one seed is taken only where no
+    cell has several.
     """
-    best = _best_by_ratio(small)
-    kept = (best["auc"] - CHANCE) / (full["auc"].max() - CHANCE)
-    row = best[kept >= KEEPS].iloc[-1] if (kept >= KEEPS).any() else best.iloc[0]
-    return row, kept[row.name]
+    best = _best_by_ratio(small[small["n"] >= min(2, small["n"].max())])
+    keeping = best[score(best) - CHANCE >= KEEPS * (score(full).iloc[0] - CHANCE)]
+    return (keeping.iloc[-1], True) if len(keeping) else (best.iloc[0], False)
 
 
 def _best_by_ratio(cells: pd.DataFrame) -> pd.DataFrame:
-    return cells.loc[cells.groupby("ratio_requested")["auc"].idxmax()].sort_values("ratio_requested")
+    cells = cells.assign(ratio=true_ratio(cells))
+    return cells.loc[score(cells).groupby(cells["ratio"]).idxmax()].sort_values("ratio")
+
+
+def _kept(row: pd.Series, full: pd.Series) -> str:
+    """Say how much of the full table's test AUC a cell keeps, with the interval."""
+    name = "the full table's AUC" if label(full) == "full" else f"the AUC of {label(full)}"
+    gain, half = full["auc"] - CHANCE, row["auc_loss_ci"]
+    if row["auc_loss"] <= 0:
+        return f"reaches {name}: {signed(-row['auc_loss'], half)}"
+    share, interval = 100 * (1 - row["auc_loss"] / gain), "" if pd.isna(half) else f" ± {100 * half / gain:.1f}"
+    return f"keeps {share:.1f}{interval} % of {name} above chance"
+
+
+def _seeds(row: pd.Series) -> str:
+    return "one seed" if row["n"] == 1 else f"{row['n']} seeds"
+
+
+def true_ratio(cells: pd.DataFrame) -> pd.Series:
+    """Return the ratio to call a cell by: the requested one, or the achieved where they differ by more than 5 %."""
+    off = (cells["ratio_achieved"] / cells["ratio_requested"] - 1).abs() > OFF
+    return cells["ratio_requested"].mask(off, cells["ratio_achieved"].map("{:.3g}".format).astype(float))
+
+
+def ratios(cells: pd.DataFrame) -> list[str]:
+    """Write the ratio of each cell, `10×`; where the achieved one differs by more than 5 %, both: `10× → 16×`."""
+    pairs = zip(cells["ratio_requested"], true_ratio(cells), strict=True)
+    return [times(asked) if asked == true else f"{times(asked)} → {times(true)}" for asked, true in pairs]
 
 
 def label(row: Mapping[str, Any] | pd.Series) -> str:
@@ -262,4 +329,4 @@ def on_same_rows(measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     columns = [*CELL, "difference", "low", "high", "p", "positives", "negatives"]
     tested = measured.get("same_rows", pd.DataFrame(columns=["seed", *columns])).dropna(subset="difference")
     tested = tested.sort_values("seed", na_position="first").drop_duplicates(CELL).sort_values(CELL)
-    return tested[columns].reset_index(drop=True)
+    return tested[columns].reset_index(drop=True).astype({"positives": "Int64", "negatives": "Int64"})

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pocketrec.embeddings.base import full_bytes
-from pocketrec.measure import synchronize, zipf_ids
+from pocketrec.measure import Load, synchronize, zipf_ids
 from pocketrec.speed import contestants, machine, rivals
 from pocketrec.speed.contestants import LR, Contestant, Lookup, Tables, Unavailable, fits
 
@@ -309,7 +309,7 @@ def _repeats(call: Callable[[], Any]) -> int:
 
 
 def _round(calls: dict[Any, Callable[[], Any]], repeats: dict[Any, int], device: str) -> Round:
-    hop, load = machine.core_to_core(), machine.Load()
+    hop, load = machine.core_to_core(), Load()
     ms = {name: _sample(call, repeats[name], device) for name, call in calls.items()}
     return Round(ms, load.share(), hop)
 

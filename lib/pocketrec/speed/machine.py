@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -57,23 +56,6 @@ def core_to_core() -> float | None:
     if functions is None or torch.get_num_threads() < 2:
         return None
     return min(functions.core_to_core(2000) for _ in range(3))
-
-
-class Load:
-    """How busy others keep the processor, from its making to `share`."""
-
-    def __init__(self) -> None:
-        self._start, self._busy, self._own = time.perf_counter(), _busy_seconds(), time.process_time()
-
-    def share(self) -> float:
-        """Return the processor time that others took, in cores; /proc/stat counts in hundredths of a second."""
-        foreign = _busy_seconds() - self._busy - (time.process_time() - self._own)
-        return max(0.0, foreign) / (time.perf_counter() - self._start)
-
-
-def _busy_seconds() -> float:
-    times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
 
 
 def limits(device: str) -> dict[str, float]:

@@ -22,6 +22,7 @@ from pocketrec import data
 from pocketrec.errors import UserError, unknown
 from pocketrec.files import atomic, write_json
 from pocketrec.kernels import native
+from pocketrec.measure import Load
 from pocketrec.speed import bench, dlrm, machine
 from pocketrec.speed.bench import FAMILIES, FULL, IDS, QUICK, Options
 from pocketrec.suite import record
@@ -60,7 +61,7 @@ def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bo
     known = record.environment() | (record.accelerator() if options.device != "cpu" else {})
     found |= {name: known[name] for name in ("commit", "dirty", "driver", "triton") if name in known}
     found |= {"command": " ".join(["pocketrec", *sys.argv[1:]]), "core_to_core_ns": machine.core_to_core()}
-    load = machine.Load()
+    load = Load()
     found |= machine.limits(options.device) | {"foreign_cores_meanwhile": load.share()}
     memory = "keeps what is freed (M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GB, M_TOP_PAD 64 MB)" if kept else "is as it was"
     found["how"] = f"malloc {memory} and {HUGE}"

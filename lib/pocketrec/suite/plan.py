@@ -393,7 +393,8 @@ def state_of(suite: str, name: str, key: str) -> tuple[str, str]:
         return "running", ""
     found = record.read(paths.RESULTS / suite / "runs" / name)
     if found is None:
-        return "todo", ""
+        file = paths.RESULTS / suite / "runs" / name / "record.json"
+        return "todo", f"{file} cannot be read" if file.exists() else ""
     if found["key"] != key and found["status"] in record.SETTLED:
         return "stale", ""
     return found["status"], found.get("reason", "")

@@ -33,7 +33,7 @@ def locked(path: Path, *, shared: bool = False, give_up: Callable[[], bool] | No
         Busy: the lock is held and there is no waiting (any longer).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         while True:
             try:
@@ -50,13 +50,17 @@ def locked(path: Path, *, shared: bool = False, give_up: Callable[[], bool] | No
 
 def is_locked(path: Path) -> bool:
     """Whether some process holds the lock."""
-    if not path.exists():
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # a folder of results may be for reading only
+    except FileNotFoundError:
         return False
     try:
-        with locked(path, shared=True):
-            return False
-    except Busy:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
         return True
+    finally:
+        os.close(handle)
 
 
 def family(pid: int) -> list[psutil.Process]:

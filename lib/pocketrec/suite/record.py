@@ -27,9 +27,12 @@ SECTIONS = ("data", "embedding", "sizes", "metrics", "training", "curve", "speed
 def read(folder: Path) -> dict[str, Any] | None:
     """Return the record of a run's folder, or None when it has none that can be read."""
     try:
-        return json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA or found.get("status") not in STATUSES:
+        return None
+    return found if found.keys() >= {"key", "kind", "method", "dataset", "seconds"} else None
 
 
 def require(folder: Path | str) -> dict[str, Any]:

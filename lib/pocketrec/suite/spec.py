@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pocketrec import paths
 from pocketrec.errors import UserError, suggest, unknown
@@ -28,6 +28,8 @@ RESERVED = {
     "score_test": "only runs of a `search` leave the test rows alone",
 }
 POSITIVE = ("dim", "batch_size", "epochs", "evaluations", "table_lr", "dense_lr", "threads", "nproc", "repeats")
+POSITIVE += ("bottom_mlp", "top_mlp", "batch_sizes")
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 NOT_NEGATIVE = {"train_rows": "all", "checkpoint_minutes": "never"}
 CHOICES = {
     "quantize": ("none", "int8", "int4"),
@@ -141,6 +143,11 @@ def load(suite: str) -> Suite:
     timed = _template(path, content["timed"]) if content.get("timed") else None
     fixed = _fixed(path, content, notebook, timed)
     cells = _cells(path, content, notebook.parameters)
+    for axis in ("method", "dataset"):
+        if axis not in fixed and not all(axis in cell for cell in cells):
+            raise UserError(
+                f"{path}: `grid` has no `{axis}`; name one, or several, in every grid, or one under `fixed`"
+            )
     resolved = [{**notebook.parameters, **fixed, **cell} for cell in cells]
     return Suite(
         name=path.stem,
@@ -206,8 +213,8 @@ def _parameter(where: Path, name: str, value: Any, defaults: Mapping[str, Any]) 
     value = checked(where, name, value, defaults[name])
     if name == "ratio" and not 1 <= value < float("inf"):
         raise UserError(f"{where}: `ratio` must be at least 1, got {value:g}")
-    if name == "seed" and value < 0:
-        raise UserError(f"{where}: `seed` must be 0 or above, got {value}")
+    if name == "seed" and not 0 <= value < 2**63:
+        raise UserError(f"{where}: `seed` must be 0 or above, and below 2^63, got {value}")
     return value
 
 
@@ -220,8 +227,12 @@ def _text(where: Path, name: str, value: Any) -> str:
 def checked(where: object, name: str, value: Any, default: Any) -> Any:
     """Return a parameter with the type of its default; a `UserError` where it has no meaning."""
     value = typed(where, name, value, default)
-    if name in POSITIVE and value <= 0:
+    if name in POSITIVE and any(number <= 0 for number in (value if isinstance(value, list) else [value])):
         raise UserError(f"{where}: `{name}` must be above 0, got {value!r}")
+    if name == "device" and not DEVICE.fullmatch(value):
+        raise UserError(f"{where}: `device` must be cpu, cuda, or one GPU as cuda:0, got {value!r}")
+    if name == "target_auc" and not 0 <= value < 1:
+        raise UserError(f"{where}: `target_auc` must be 0 (none) or more and below 1, got {value}")
     if name in NOT_NEGATIVE and value < 0:
         raise UserError(f"{where}: `{name}` must be 0 ({NOT_NEGATIVE[name]}) or more, got {value}")
     if name in CHOICES and value not in CHOICES[name]:
@@ -235,6 +246,8 @@ def typed(where: object, name: str, value: Any, default: Any) -> Any:
         raise UserError(f"{where}: `{name}` must be a finite number, got {value!r}")
     if default is None:
         return value
+    if isinstance(default, list) and default and isinstance(value, list):
+        return [typed(where, name, element, default[0]) for element in value]
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
@@ -276,10 +289,9 @@ def _search(where: Path, content: Mapping, defaults: Mapping[str, Any], taken: s
 def _axis(where: Path, key: Any, values: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Points of one axis, or of several zipped ones (`"method, ratio": [[full, 1], [robe, 100]]`)."""
     names = [name.strip() for name in _text(where, "grid", key).split(",")]
-    knobs = {name: _knob_default(where, name) for name in names if "." in name}
+    knobs = [name for name in names if "." in name]
     for name in names:
-        if name not in knobs:
-            _settable(where, "an axis", name, defaults)
+        _known_knob(where, name) if name in knobs else _settable(where, "an axis", name, defaults)
     values = values if isinstance(values, list) else [values]
     if names == ["method"] and values == ["all"]:
         from pocketrec.embeddings import available
@@ -291,22 +303,37 @@ def _axis(where: Path, key: Any, values: Any, defaults: Mapping[str, Any]) -> li
     for row in rows:
         if not isinstance(row, list) or len(row) != len(names):
             raise UserError(f"{where}: axis `{key}` needs lists of {len(names)} values, got {row!r}")
-    known = {**defaults, **knobs}
-    points = [{n: _parameter(where, n, v, known) for n, v in zip(names, row, strict=True)} for row in rows]
+    points = [
+        {
+            n: _knob(where, *n.split("."), v) if n in knobs else _parameter(where, n, v, defaults)
+            for n, v in zip(names, row, strict=True)
+        }
+        for row in rows
+    ]
     for index, point in enumerate(points):
         if point in points[:index]:
             raise UserError(f"{where}: axis `{key}` lists {values[index]!r} twice")
     return points
 
 
-def _knob_default(where: Path, name: str) -> Any:
-    """Return the default of `method.knob`."""
+def _known_knob(where: Path, name: str) -> None:
+    """Refuse a `method.knob` that there is not."""
     from pocketrec.embeddings import METHODS
 
     method, _, knob = name.partition(".")
     _known("method", [method], METHODS, f"{where}: grid")
     _known(f"knob of {method}", [knob], METHODS[method].knobs, f"{where}: grid")
-    return METHODS[method].knobs[knob]
+
+
+def _knob(where: Path, method: str, knob: str, value: Any) -> Any:
+    """Return the value of a knob with the type that its method's `solve` gives it."""
+    from pocketrec.embeddings import METHODS
+
+    default = METHODS[method].knobs[knob]
+    if default is None and value is not None:  # of a type that stands beside None only
+        kind = next(kind for kind in get_args(get_type_hints(METHODS[method].solve)[knob]) if kind is not type(None))
+        default = kind()
+    return typed(where, knob, value, default)
 
 
 def _cells(where: Path, content: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -402,7 +429,7 @@ def _knobs(where: Path, content: Mapping[str, Any], method: str) -> dict[str, An
         layers.insert(0, (file, _mapping(file, "knobs", own)))
     for source, given in layers:
         _known(f"knob of {method}", given, METHODS[method].knobs, source)
-        knobs |= {name: typed(source, name, value, knobs[name]) for name, value in given.items()}
+        knobs |= {name: _knob(source, method, name, value) for name, value in given.items()}
     return knobs
 
 

@@ -15,12 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import PercentFormatter
+from pandas.io.formats.style import Styler
 from scipy import stats
 
-from pocketrec.report.claims import FAILS, HOLDS, UNTESTED, Verdict
-from pocketrec.report.columns import signed
+from pocketrec.report.claims import UNDECIDED, UNTESTED, Verdict, by_interval
+from pocketrec.report.columns import probability, signed
+from pocketrec.report.papers.robe import OPTIMIZERS, listed, set_up
 from pocketrec.report.plots import CEILING, FULL, GRID, INK, MUTED, colour, house_style, panels, put_title, sentence
-from pocketrec.report.results import load_results, read_records
+from pocketrec.report.results import load_results, load_searches, read_records
 from pocketrec.report.speed import FOREIGN
 from pocketrec.report.statistics import LEVEL, half_width
 
@@ -29,12 +31,13 @@ SMALLER, COST = (4, 8), 0.25  # published: times that d shrinks at equal accurac
 PUBLISHED, PUBLISHED_COST = f"4 to 8 times smaller d ({SOURCE})", f"+25 % run time on average ({SOURCE})"
 SUITE = "paper_mlet"
 DATASETS, WIDTHS = ("planted", "bookcrossing", "movielens-1m"), (2, 4, 8, 16, 32, 64)
-TRIED = sum(SMALLER[0] * d <= WIDTHS[-1] for d in WIDTHS)  # widths at which a plain table 4 times wider is there
 THEIRS, AS_PUBLISHED = "criteo-kaggle", "mlet_criteo_kaggle"  # their data, and the suite that trains on it
 UNMEASURED = "not measured yet: the table of verdicts has the command"
 SEEDS = {0: 5, 64: 5, 32: 2, 128: 2}  # that the suite plans for each hidden width
 MAIN = 64  # the hidden width that carries the verdict
 SWEPT = "bookcrossing"  # where the others are tried
+TRIED = sum(SMALLER[0] * d <= WIDTHS[-1] for d in WIDTHS)  # widths at which a plain table 4 times wider is there
+QUIET = 0.5  # share of rounds that may be disturbed before times say nothing
 OCTAVE = 64  # points between a width and its double, where a plain table's AUC is read off
 
 
@@ -51,6 +54,34 @@ def load(results: str | Path) -> pd.DataFrame:
     said = [parameters[run] for run in runs["run"]]
     runs = runs.assign(d=[found["dim"] for found in said], k=[found["knobs"].get("hidden", 0) for found in said])
     return runs[(runs["k"] == 0) | (runs["k"] >= runs["d"])].sort_values(["dataset", "k", "d", "seed"])
+
+
+def about(results: str | Path) -> str:
+    """Say what a suite's folder holds: its tables and how they were trained, from the records."""
+    records, runs = read_records(Path(results)), load(results)
+    if runs.empty:
+        return f"No run of a plain or two-layer table of `{suite(runs)}` has finished."
+    of = {record["run"]: record for record in records}
+    used = [of[run] for run in runs["run"]]
+    optimizers = {record["parameters"].get("table_optimizer", "?") for record in used}
+    by = listed(sorted(OPTIMIZERS.get(optimizer, optimizer) for optimizer in optimizers))
+    hidden = listed(f"{k}" for k in sorted({*runs["k"]} - {0}))
+    two = f"two-layer ones with k = {hidden}" if hidden else "no two-layer ones"
+    widths = listed(f"{d}" for d in sorted({*runs["d"]}))
+    tables = f"The suite `{suite(runs)}` trains its tables by {by}: plain ones and {two}, of widths d = {widths}."
+    return f"{tables} {set_up(used)} {searched(results)}"
+
+
+def searched(results: str | Path) -> str:
+    """Say how many searches chose an end of their list, beyond which a better value may lie."""
+    tried = load_searches(results)
+    chosen = tried[tried["chosen"]]
+    if chosen.empty:
+        return "Nothing was searched."
+    lowest, highest = ((chosen["end"] == end).sum() for end in ("lowest", "highest"))
+    said = f"In {lowest + highest} of {len(chosen)} searches the chosen value is an end of the list that was tried"
+    beyond = f" ({lowest} the lowest, {highest} the highest), and a better one may lie beyond."
+    return said + (beyond if lowest + highest else ".")
 
 
 def name(k: int) -> str:
@@ -90,12 +121,13 @@ def missing(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["dataset", "table", "missing at d", "seeds planned", "command"])
 
 
-def sizes(runs: pd.DataFrame) -> pd.DataFrame:
+def sizes(runs: pd.DataFrame) -> Styler:
     """Return the megabytes of each dataset's tables: served, whatever k, and in training."""
     megabytes = runs.assign(served=runs["inference_bytes"] / 1e6, training=runs["training_bytes"] / 1e6)
     served = megabytes.groupby(["dataset", "d"])["served"].first()
     training = megabytes.pivot_table(index=["dataset", "d"], columns="k", values="training").rename(columns=name)
-    return pd.concat({"served": served.to_frame("any"), "in training": training}, axis=1).astype(float).round(2)
+    table = pd.concat({"served": served.to_frame("any"), "in training": training}, axis=1).astype(float)
+    return table.style.format("{:,.2f}", na_rep="–")
 
 
 # what it is worth
@@ -163,7 +195,7 @@ def _narrower(row: dict) -> str:
             return f"> {row['widest'] / row['d']:g}"
         if width <= row["narrowest"]:
             return f"≤ {row['narrowest'] / row['d']:g}"
-        return f"{width / row['d']:.1f}"
+        return f"{width / row['d']:.1f}" if width >= row["d"] else f"{width / row['d']:.2g}"
 
     ends = "" if pd.isna(row["low"]) else f" [{text(row['low'])}, {text(row['high'])}]"
     return text(row["width"]) + ends
@@ -174,34 +206,56 @@ def same_rows(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
     if not _has(measured, "same_rows"):
         return pd.DataFrame({"the test on the same rows": [UNMEASURED]})
     table = measured["same_rows"]
-    table = table[table["seed"].isna() & table["difference"].notna()].sort_values(["dataset", "variant", "reference"])
-    shown = table.rename(columns={"variant": "two layers", "reference": "against"})[
-        ["dataset", "two layers", "against"]
-    ]
+    table = table[table["seed"].isna() & table["difference"].notna()]
+    widths = [table[name].str.extract(r"dim=(\d+)", expand=False).astype(float) for name in ("variant", "reference")]
+    table = table.assign(own=widths[0], other=widths[1]).sort_values(["dataset", "own", "other"])
+    shown = table[["dataset"]].assign(
+        **{"two layers": _words(table["variant"]), "against": _words(table["reference"].str.replace("full", "plain"))}
+    )
     rows = table[["difference", "low", "high"]].itertuples(index=False)
-    shown["AUC − its AUC [95 %]"] = [f"{d:+.4f} [{low:+.4f}, {high:+.4f}]".replace("-", "−") for d, low, high in rows]
-    return shown.assign(p=table["p"].map("{:.3f}".format))
+    shown["AUC − its AUC [95 %]"] = [f"{signed(d)} [{signed(low)}, {signed(high)}]" for d, low, high in rows]
+    return shown.assign(p=table["p"].map(probability))
+
+
+def _words(variants: pd.Series) -> pd.Series:
+    """Write `dim=16, hidden=64` as `d = 16, k = 64`."""
+    return variants.str.replace("dim=", "d = ").str.replace("hidden=", "k = ")
 
 
 def without_loss(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return for each dataset the plain width with the highest AUC, and the narrowest two-layer table that reaches it.
+    """Return for each dataset the best plain width, and the narrowest two-layer table as good; validation decides.
 
-    Columns: dataset, plain_d, plain_auc, k, d (missing where none reaches it), times_narrower.
+    Columns: dataset, plain_d, plain_auc (on test), k, d and auc (missing where none is as good), times_narrower.
     """
-    means = runs.groupby(["dataset", "k", "d"])["auc"].mean()
+    means = runs.groupby(["dataset", "k", "d"])[["validation_auc", "auc"]].mean()
     rows = []
     for dataset, aucs in means.groupby("dataset"):
         aucs = aucs.droplevel("dataset")
         if 0 not in aucs.index.get_level_values("k"):
             continue
-        best = aucs[0].idxmax()
+        plain = aucs.loc[0]
+        best = plain["validation_auc"].idxmax()
         for k in sorted(set(aucs.index.get_level_values("k")) - {0}):
-            reached = [d for d, auc in aucs[k].items() if auc >= aucs[0][best]]
-            d = min(reached, default=np.nan)
-            about = {"dataset": dataset, "plain_d": best, "plain_auc": aucs[0][best], "k": k, "d": d}
-            rows.append(about | {"times_narrower": best / d})
-    table = pd.DataFrame(rows, columns=["dataset", "plain_d", "plain_auc", "k", "d", "times_narrower"])
-    return table.astype({"d": "Int64"}).round({"plain_auc": 4, "times_narrower": 2})
+            own = aucs.loc[k]
+            reached = own[own["validation_auc"] >= plain.loc[best, "validation_auc"]].sort_index()
+            d, auc = (reached.index[0], reached["auc"].iloc[0]) if len(reached) else (np.nan, np.nan)
+            found = {"dataset": dataset, "plain_d": best, "plain_auc": plain.loc[best, "auc"]}
+            rows.append(found | {"k": k, "d": d, "auc": auc, "times_narrower": best / d})
+    table = pd.DataFrame(rows, columns=["dataset", "plain_d", "plain_auc", "k", "d", "auc", "times_narrower"])
+    return table.astype({"d": "Int64"})
+
+
+def savings(runs: pd.DataFrame) -> Styler:
+    """Lay out `without_loss` for people."""
+    names = {
+        "plain_d": "best plain d",
+        "plain_auc": "its test AUC",
+        "d": "narrowest d as good",
+        "auc": "test AUC of that",
+    }
+    table = without_loss(runs).rename(columns=names | {"times_narrower": "times narrower"})
+    forms = dict.fromkeys(["its test AUC", "test AUC of that"], "{:.4f}") | {"times narrower": "{:.3g}"}
+    return table.style.hide(axis="index").format(forms, na_rep="none")
 
 
 def advice(runs: pd.DataFrame) -> str:
@@ -211,14 +265,15 @@ def advice(runs: pd.DataFrame) -> str:
 
 
 def _advice(row: dict) -> str:
-    best = f"{row['dataset']}: the best plain table has d = {row['plain_d']} (AUC {row['plain_auc']:.4f})"
+    best = f"{row['dataset']}: by validation the best plain table has d = {row['plain_d']}"
+    best += f" (test AUC {row['plain_auc']:.4f})"
     if pd.isna(row["d"]):
-        return f"{best}; no table trained through k = {row['k']} reaches its mean AUC."
+        return f"{best}; no table trained through k = {row['k']} is as good."
     trained = f"training keeps {row['k'] / row['plain_d']:.3g} times the bytes of that plain table"
     if row["d"] >= row["plain_d"]:
-        return f"{best}; trained through k = {row['k']}, none narrower reaches its mean AUC, and {trained}."
+        return f"{best}; trained through k = {row['k']}, none narrower is as good, and {trained}."
     return (
-        f"{best}; trained through k = {row['k']}, d = {row['d']} reaches its mean AUC: "
+        f"{best}; trained through k = {row['k']}, d = {row['d']} is as good (test AUC {row['auc']:.4f}): "
         f"{row['times_narrower']:.3g} times fewer bytes served, while {trained}."
     )
 
@@ -256,9 +311,18 @@ def disturbed(measured: dict[str, pd.DataFrame]) -> str:
     """Say how alone the machine was while it was timed."""
     if not _has(measured, "times"):
         return "Nothing was timed yet."
-    rounds = measured["times"].drop_duplicates(["dataset", "model", "d", "round"])
-    share = (rounds["foreign"] > FOREIGN).mean()
-    return f"During {share:.0%} of {len(rounds):,} rounds others used more than {FOREIGN:g} cores."
+    rounds, share = _rounds(measured["times"]), _disturbed(measured["times"])
+    often = f"During {share:.0%} of {len(rounds):,} rounds others used more than {FOREIGN:g} cores"
+    return f"{often}: {rounds['foreign'].mean():.2f} on average."
+
+
+def _rounds(times: pd.DataFrame) -> pd.DataFrame:
+    return times.drop_duplicates(["dataset", "model", "d", "round"])
+
+
+def _disturbed(times: pd.DataFrame) -> float:
+    """Return the share of rounds in which others used the machine."""
+    return (_rounds(times)["foreign"] > FOREIGN).mean()
 
 
 def _has(measured: dict[str, pd.DataFrame], table: str) -> bool:
@@ -307,8 +371,8 @@ def verdicts(runs: pd.DataFrame, measured: dict[str, pd.DataFrame]) -> list[Verd
 
 
 def _smaller(dataset: str, found: pd.DataFrame, suite: str) -> Verdict:
-    """Judge one dataset: the claim holds where a whole interval, corrected for the widths tried, is 4 or above."""
-    claim, published = f"{dataset}: a table at least 4 times narrower reaches the same AUC", PUBLISHED
+    """Judge one dataset by how many times narrower the best of the widths is, corrected for how many were tried."""
+    claim, published = f"{dataset}: at some width d a table at least 4 times narrower reaches the same AUC", PUBLISHED
     found = found[SMALLER[0] * found["d"] <= found["widest"]].dropna(subset="low")
     if found.empty and dataset == THEIRS:
         needs = "Criteo-Kaggle (45.8 M rows) and 20 GB for tables in training"
@@ -318,28 +382,35 @@ def _smaller(dataset: str, found: pd.DataFrame, suite: str) -> Verdict:
         needs = f"two seeds of k = {MAIN}, and of plain tables 4 times wider"
         return Verdict(claim, published, "not run", UNTESTED, needs, command)
     here = "; ".join(f"d = {row['d']}: {_narrower(row)} times" for row in found.to_dict("records"))
-    if (found["low"] >= SMALLER[0] * found["d"]).any():
-        return Verdict(claim, published, here, HOLDS)
-    if (found["high"] < SMALLER[0] * found["d"]).all():
-        return Verdict(claim, published, here, FAILS)
-    return Verdict(claim, published, here, UNTESTED, "more seeds or rows: an interval holds 4", command)
+    best = [(found[end] / found["d"]).max() for end in ("low", "high")]
+    verdict = by_interval(best[:1], best[1:], least=SMALLER[0])
+    if verdict == UNDECIDED:
+        return Verdict(claim, published, here, verdict, "more seeds: an interval reaches to both sides of 4", command)
+    return Verdict(claim, published, here, verdict)
 
 
 def _cost(measured: dict[str, pd.DataFrame], suite: str) -> Verdict:
     """Judge the cost by the model of the authors where it was timed, else by that of the suite."""
-    claim, published = "training takes no more than 25 % longer on average", PUBLISHED_COST
+    published, quiet, command = PUBLISHED_COST, "steps timed on a quiet machine", f"pocketrec measure {suite}"
     table = cost(measured["times"]).query("k >= @MAIN") if _has(measured, "times") else pd.DataFrame()
     if table.empty:
-        needs, command = "steps timed on a quiet machine", f"pocketrec measure {suite}"
-        return Verdict(claim, published, "not timed", UNTESTED, needs, command)
-    means = table.groupby("model")["cost"].agg(["mean", "min", "max"])
-    here = [f"{model}' model" if model == "authors" else f"{model}'s model" for model in means.index]
-    here = [
-        f"{words} {row['mean']:+.0%} ({row['min']:+.0%} to {row['max']:+.0%})"
-        for words, row in zip(here, means.to_dict("records"), strict=True)
-    ]
-    judged = means["mean"].get("authors", means["mean"].iloc[0])
-    return Verdict(claim, published, "; ".join(here), HOLDS if judged <= COST else FAILS)
+        claim = "training the authors' model takes no more than 25 % longer on average"
+        return Verdict(claim, published, "not timed", UNTESTED, quiet, command)
+    models = table.groupby("model")[["low", "cost", "high"]].mean()
+    judged = "authors" if "authors" in models.index else models.index[0]
+    claim = f"training {_whose(judged)} takes no more than 25 % longer on average"
+    here = "; ".join(
+        f"{_whose(model)} {row['cost']:+.0%} [{row['low']:+.0%}, {row['high']:+.0%}]"
+        for model, row in models.iterrows()
+    )
+    here = f"{here} (means over d and k of the median and of the quartiles)".replace("-", "−")
+    if (share := _disturbed(measured["times"])) > QUIET:
+        here += f"; {share:.0%} of rounds disturbed by others"
+        return Verdict(claim, published, here, UNTESTED, quiet, command)
+    verdict = by_interval([models.loc[judged, "low"]], [models.loc[judged, "high"]], most=COST)
+    if verdict == UNDECIDED:
+        return Verdict(claim, published, here, verdict, f"more {quiet}", command)
+    return Verdict(claim, published, here, verdict)
 
 
 # pictures
@@ -407,7 +478,7 @@ def auc_vs_width(runs: pd.DataFrame) -> Figure:
             )
         _width_axis(ax, sorted(rows["d"].unique()))
         ax.set_ylabel("Test AUC (mean, 95 % band)")
-        put_title(ax, f"{dataset}: {_gain(rows)}", 44)
+        put_title(ax, f"{dataset}: {_gain(rows)}", 40)
     _legend(figure, shades, kinds)
     return figure
 
@@ -437,7 +508,9 @@ def narrower(runs: pd.DataFrame) -> Figure:
         return sentence("Nothing to compare: plain and two-layer tables have not both run on one dataset.")
     kinds = sorted(found["k"].unique())
     shades = _shades(kinds)
-    times = _seen(found, "width") / found["d"]
+    several = found[found["seeds"] > 2]  # those with a whisker
+    ends = [_seen(several, end) / several["d"] for end in ("low", "high")]
+    times = pd.concat([_seen(found, "width") / found["d"], *ends])
     ticks = 2.0 ** np.arange(np.floor(np.log2(min(times.min(), 0.5))), np.ceil(np.log2(max(times.max(), 8))) + 1)
     figure, axes = panels(found["dataset"].nunique(), 4.3, 3.7, columns=3, sharey=True)
     for ax, (dataset, rows) in zip(axes, found.groupby("dataset"), strict=True):
@@ -450,11 +523,11 @@ def narrower(runs: pd.DataFrame) -> Figure:
             _narrower_line(ax, line, shades[k], 1.06 ** (place - len(kinds) / 2))
         _width_axis(ax, widths)
         ax.set_yscale("log", base=2)
-        ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_yticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
         ax.set_ylim(ticks[0] / 1.2, ticks[-1] * 1.2)
         ax.minorticks_off()
         ax.set_ylabel("Plain d of the same AUC ÷ d")
-        put_title(ax, f"{dataset}: {_most(rows)}", 44)
+        put_title(ax, f"{dataset}: {_most(rows)}", 40)
     _legend(figure, shades, kinds)
     return figure
 
@@ -539,7 +612,7 @@ def step_parts(measured: dict[str, pd.DataFrame]) -> Figure:
         shares = rows.set_index("k")["tables"]
         last = MAIN if MAIN in shares else shares.index.max()
         said = f"tables take {shares[0]:.0%} of a plain step, {shares[last]:.0%} with k = {last}"
-        put_title(ax, f"{dataset}, {_whose(model)}, d = {d}: {said}", 34)
+        put_title(ax, f"{dataset}, {_whose(model)}, d = {d}: {said}", 34)
     parts = [Patch(color=colour("mlet"), label="tables"), Patch(color="#c3cad1", label="MLPs and the rest")]
     figure.legend(handles=parts, loc="outside upper left", ncols=2, frameon=False)
     return figure
@@ -563,5 +636,5 @@ def ranks_side_by_side(measured: dict[str, pd.DataFrame], weight: str = "lookups
         ax.set_ylabel(f"Effective rank, two layers, k = {hidden}")
         fewer = (rows["two"] < rows["plain"]).sum()
         means = f"{rows['two'].mean():.1f} directions with two layers, {rows['plain'].mean():.1f} plain"
-        put_title(ax, f"{dataset}: {means}; fewer in {fewer} of {len(rows)} features", 42)
+        put_title(ax, f"{dataset}: {means}; fewer in {fewer} of {len(rows)} features", 34)
     return figure

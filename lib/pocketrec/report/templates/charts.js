@@ -100,7 +100,7 @@ function spread(heights, gap, top, bottom) {
 function labels(wanted, taken, { left, right, top, bottom }) {
   const boxes = taken.slice(),
     written = [];
-  for (const { x, y, text, colour } of wanted) {
+  for (const { x, y, text } of wanted) {
     const width = 6.6 * text.length;
     for (const [dx, dy, anchor] of [
       [7, -7, "start"],
@@ -115,8 +115,7 @@ function labels(wanted, taken, { left, right, top, bottom }) {
       const start = x + dx - (anchor === "end" ? width : anchor === "middle" ? width / 2 : 0);
       const box = [start, y + dy - 11, start + width, y + dy + 3];
       if (box[0] < left || box[2] > right || box[1] < top || box[3] > bottom) continue;
-      if (boxes.some((other) => box[0] < other[2] && box[2] > other[0] && box[1] < other[3] && box[3] > other[1]))
-        continue;
+      if (boxes.some((other) => covers(box, other))) continue;
       boxes.push(box);
       written.push(
         `<text class="named halo" x="${round(x + dx)}" y="${round(y + dy)}" text-anchor="${anchor}">${escape(text)}</text>`,
@@ -135,21 +134,26 @@ function near(lines, values) {
   return lines.filter((line) => line.at >= low - room && line.at <= high + room);
 }
 
-/** Lines across with their names at the left end, and the boxes of those; one outside stands as a note at its edge. */
-function across(area, y, lines) {
-  const heights = lines.map((line) => Math.min(area.bottom, Math.max(area.top, y(line.at))) - 5);
-  const texts = spread(heights, 14, area.top + 10, area.bottom - 4);
+const covers = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
+
+/** Lines across, named where that covers nothing taken, and the boxes of both; one outside is a note at its edge. */
+function across(area, y, lines, taken = []) {
+  const heights = lines.map(({ at }) => Math.min(area.bottom, Math.max(area.top, y(at))));
+  const boxes = heights.map((height) => [area.left, height - 1, area.right, height + 1]);
   const drawn = lines.map(({ at, text, kind, note }, rank) => {
     const out = y(at) < area.top - 1 ? ` ${note} ↑` : y(at) > area.bottom + 1 ? ` ${note} ↓` : "";
+    const width = 6.6 * (text.length + out.length);
+    const spots = [-5, 15, -19, 29, -33, 43].flatMap((off) =>
+      [area.left + 4, area.right - width - 4, (area.left + area.right - width) / 2].map((left) => {
+        const base = Math.min(area.bottom - 4, Math.max(area.top + 10, heights[rank] + off));
+        return [left, base - 11, left + width, base + 3];
+      }),
+    );
+    const spot = spots.find((box) => ![...taken, ...boxes].some((other) => covers(box, other))) ?? spots[0];
+    boxes.push(spot);
     const line = out ? "" : `<path class="across ${kind}" d="M${area.left},${round(y(at))}H${area.right}"/>`;
-    return `${line}<text class="halo" x="${area.left + 4}" y="${round(texts[rank])}">${escape(text)}${out}</text>`;
+    return `${line}<text class="halo" x="${round(spot[0])}" y="${round(spot[3] - 3)}">${escape(text)}${out}</text>`;
   });
-  const boxes = lines.map(({ text, note }, rank) => [
-    area.left,
-    texts[rank] - 12,
-    area.left + 6.6 * (text.length + note.length),
-    texts[rank] + 3,
-  ]);
   return [drawn.join(""), boxes];
 }
 
@@ -158,13 +162,18 @@ function point(x, y, cell, look, { title, faded = false, whisker = "", stop = fa
   return `<g class="point${faded ? " faded" : ""}" data-cell="${cell}" role="button" tabindex="${stop ? 0 : -1}" aria-label="${escape(title)}"><title>${escape(title)}</title>${whisker}<g transform="translate(${round(x)},${round(y)})"><circle class="ring" r="9"/>${mark(look)}</g></g>`;
 }
 
-/** Put a picture in its place, as wide as that is, under the sentence that it shows. */
-function draw(id, caption, height, paint) {
+/** Put a picture in its place, as wide as that is, under the sentence that it shows; `paint` gives its height too. */
+function draw(id, caption, paint) {
   const place = document.getElementById(id);
   place.closest("figure").querySelector("figcaption").textContent = caption;
   const width = Math.max(280, place.clientWidth);
-  const content = paint(width);
-  place.innerHTML = content
-    ? `<svg viewBox="0 0 ${width} ${height}" height="${height}" role="group" aria-label="${escape(caption)}">${content}</svg>`
-    : "";
+  const [content, height] = paint(width);
+  place.innerHTML = `<svg viewBox="0 0 ${width} ${height}" height="${height}" role="group" aria-label="${escape(caption)}">${content}</svg>`;
+}
+
+/** Put a sentence in a picture's place. */
+function say(id, sentence) {
+  const place = document.getElementById(id);
+  place.closest("figure").querySelector("figcaption").textContent = sentence;
+  place.innerHTML = "";
 }

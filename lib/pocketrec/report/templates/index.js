@@ -25,9 +25,13 @@ const COLUMNS = [
 // --- numbers ---
 
 const times = (ratio) => `${plain.format(ratio)}×`;
+/** Bytes with three digits: `3.77 MB`, below 0.1 MB `64.8 kB`. */
+const sized = (bytes) => (bytes < 1e5 ? `${three.format(bytes / 1e3)} kB` : `${three.format(bytes / 1e6)} MB`);
+const three = new Intl.NumberFormat("en", { minimumSignificantDigits: 3, maximumSignificantDigits: 3 });
 const formats = {};
 function shown(metric, value) {
   if (value == null) return "–";
+  if (metric.unit === "MB") return sized(value).replace(" MB", "");
   const format = (formats[metric.digits] ??= new Intl.NumberFormat("en", {
     minimumFractionDigits: metric.digits,
     maximumFractionDigits: metric.digits,
@@ -48,6 +52,10 @@ function valueOf(cell, name) {
   return [measured ? measured[Object.keys(TIMES).indexOf(name)] : null, null];
 }
 const number = (cell, name) => valueOf(cell, name)[0];
+/** Tell whether any cell of the dataset has such a number. */
+const known = (name) => ofDataset().some((cell) => number(cell, name) != null);
+
+const natural = new Intl.Collator("en", { numeric: true }).compare; // dim=4 before dim=16
 
 // --- what is chosen ---
 
@@ -91,17 +99,20 @@ const visible = () => {
   const out = hidden();
   return ofDataset().filter((cell) => !out.has(cell.method));
 };
-const named = (cell) => (cell.method === "full" ? cell.label : `${cell.label} ${times(cell.ratio)}`);
+const named = (cell) => (cell.full ? cell.label : `${cell.label} ${times(cell.called)}`);
 const place = (cell) => data.cells.indexOf(cell);
 const survivors = ({ seeds: [done, failed] }) => (failed ? ` (${done} of ${done + failed} seeds)` : "");
 
 // --- which method fits ---
 
-/** Tell whether one cell beats another: better on one axis, at least as good on both, within 1 % of size or time. */
+/** Tell whether one cell beats another: better on one axis, as good on the other; near sizes and times are equal. */
 function beats(a, b, x) {
-  const [gain, closer] = [number(b, "auc_loss") - number(a, "auc_loss"), number(a, x) <= 1.01 * number(b, x)];
+  const [gain, closer] = [number(b, "auc_loss") - number(a, "auc_loss"), number(a, x) <= data.near[x] * number(b, x)];
   return closer && (gain > 0 || (gain === 0 && number(a, x) < number(b, x)));
 }
+
+/** Half of the interval of a cell's loss, where it has the seeds to say something. */
+const whisker = (cell) => (cell.seeds[0] >= data.enough ? (valueOf(cell, "auc_loss")[1] ?? 0) : 0);
 
 const front = (cells, x) =>
   cells.filter((cell) => !cells.some((other) => beats(other, cell, x))).sort((a, b) => number(a, x) - number(b, x));
@@ -121,17 +132,19 @@ function pareto(id, x, limit) {
   const ahead = front(cells, x),
     unit = METRICS[x].scale;
   if (!cells.length)
-    return draw(id, `Nothing to show: no ${METRICS[x].label.toLowerCase()} of a finished run`, 20, () => "");
+    return say(
+      id,
+      x === "p99"
+        ? `No request was timed on ${state.dataset} at this batch and machine.`
+        : "No run of these has finished.",
+    );
   const names = ahead.slice(0, ahead.length > 5 ? 4 : 5).map(named),
     more = ahead.length - names.length;
   const caption = `${state.dataset}: the best AUC for ${x === "p99" ? "its time" : "its size"} is that of ${names.join(", ")}${more ? ` and ${more} more` : ""}`;
   const title = x === "p99" ? `${METRICS[x].label} at batch ${plain.format(state.batch)} (ms)` : axis(METRICS[x]);
-  draw(id, caption, 400, (width) => {
+  draw(id, caption, (width) => {
     const area = { left: 52, right: width - 8, top: 28, bottom: 350 };
-    const ends = cells.flatMap((cell) => {
-      const [mean, half] = valueOf(cell, "auc_loss");
-      return [mean - (half ?? 0), mean + (half ?? 0)];
-    });
+    const ends = cells.flatMap((cell) => [-1, 1].map((sign) => number(cell, "auc_loss") + sign * whisker(cell)));
     const sx = scale(
       cells.map((cell) => number(cell, x) * unit),
       [area.left, area.right],
@@ -142,13 +155,29 @@ function pareto(id, x, limit) {
       room: 0.1,
     });
     const at = (cell) => [sx(number(cell, x) * unit), sy(number(cell, "auc_loss"))];
+    const bar = (cell) => [1, -1].map((sign) => sy(number(cell, "auc_loss") + sign * whisker(cell)));
     let drawn = axes(area, sx, sy, title, `AUC loss against the ${lines.against}`);
     if (limit > 0) {
       const edge = Math.max(area.left, Math.min(area.right, sx(limit)));
       drawn += `<rect class="budget" x="${round(edge)}" y="${area.top}" width="${round(area.right - edge)}" height="${area.bottom - area.top}"/><path class="limit" d="M${round(edge)},${area.top}V${area.bottom}"/>`;
     }
-    const [crossing, boxes] = across(area, sy, limits);
+    const taken = cells.flatMap((cell) => {
+      const [px, py] = at(cell),
+        [high, low] = bar(cell);
+      return [
+        [px - 6, py - 6, px + 6, py + 6],
+        [px - 1, high, px + 1, low],
+      ];
+    });
+    const [crossing, boxes] = across(area, sy, limits, taken);
     drawn += crossing;
+    const steps = ahead.slice(1).flatMap((cell, rank) => {
+      const [[fromX, fromY], [toX, toY]] = [at(ahead[rank]), at(cell)];
+      return [
+        [fromX, fromY - 1, toX, fromY + 1],
+        [toX - 1, Math.min(fromY, toY), toX + 1, Math.max(fromY, toY)],
+      ];
+    });
     drawn += `<path class="front" d="${ahead
       .map((cell, rank) => {
         const [px, py] = at(cell);
@@ -158,36 +187,26 @@ function pareto(id, x, limit) {
     const faded = [...cells].sort((a, b) => ahead.includes(a) - ahead.includes(b));
     for (const cell of faded) {
       const [px, py] = at(cell),
-        [mean, half] = valueOf(cell, "auc_loss");
-      const whisker =
-        half == null
-          ? ""
-          : `<path d="M${round(px)},${round(sy(mean - half))}V${round(sy(mean + half))}" stroke="${data.methods[cell.method][0]}" stroke-width="1.6" opacity="0.55"/>`;
+        [high, low] = bar(cell).map(round);
       drawn += point(px, py, place(cell), data.methods[cell.method], {
         title: described(cell, x),
         faded: !ahead.includes(cell),
-        whisker,
+        whisker: `<path d="M${round(px)},${high}V${low}" stroke="${data.methods[cell.method][0]}" stroke-width="1.6" opacity="0.55"/>`,
         stop: cell === ahead[0],
       });
     }
-    const taken = cells.map((cell) => {
-      const [px, py] = at(cell);
-      return [px - 6, py - 6, px + 6, py + 6];
-    });
-    const wanted = ahead.filter((cell) => cell.method !== "full"); // its line is named
-    return (
-      drawn +
-      labels(
-        wanted.map((cell) => ({ x: at(cell)[0], y: at(cell)[1], text: named(cell) })),
-        [...taken, ...boxes],
-        area,
-      )
+    const wanted = ahead.filter((cell) => !cell.baseline); // its line is named
+    drawn += labels(
+      wanted.map((cell) => ({ x: at(cell)[0], y: at(cell)[1], text: named(cell) })),
+      [...taken, ...boxes, ...steps],
+      area,
     );
+    return [drawn, 400];
   });
 }
 
 const described = (cell, x) =>
-  `${named(cell)}: AUC ${withInterval(METRICS.auc, valueOf(cell, "auc"))}${survivors(cell)}, loss ${shown(METRICS.auc_loss, number(cell, "auc_loss"))}, ${shown(METRICS[x], number(cell, x))} ${METRICS[x].unit}`;
+  `${named(cell)}: AUC ${withInterval(METRICS.auc, valueOf(cell, "auc"))}${survivors(cell)}, loss ${shown(METRICS.auc_loss, number(cell, "auc_loss"))}, ${x === "p99" ? `${shown(METRICS.p99, number(cell, x))} ms` : sized(number(cell, x))}`;
 
 function answer() {
   const megabytes = Number(state.megabytes),
@@ -207,7 +226,7 @@ function answer() {
   );
   if (!fits.length)
     return `Nothing of ${all.length} finished configurations on ${escape(state.dataset)} fits ${within}.`;
-  const best = fits.reduce((a, b) => (number(b, "auc") > number(a, "auc") ? b : a));
+  const best = fits.reduce((a, b) => (b.score > a.score ? b : a)); // by validation
   const half = (cell) => valueOf(cell, "auc")[1] ?? 0;
   const near = fits.filter(
     (cell) => cell !== best && number(cell, "auc") + half(cell) >= number(best, "auc") - half(best),
@@ -217,7 +236,7 @@ function answer() {
     : "";
   const untimed = milliseconds > 0 ? all.filter((cell) => number(cell, "p99") == null).length : 0;
   const left = untimed ? ` ${untimed} without a time at this batch are left out.` : "";
-  return `Best within ${within}: <b><button type="button" class="link" data-cell="${place(best)}">${escape(named(best))}</button></b> with AUC ${withInterval(METRICS.auc, valueOf(best, "auc"))}${survivors(best)}, ${shown(METRICS.inference_bytes, number(best, "inference_bytes"))} MB${number(best, "p99") == null ? "" : `, ${shown(METRICS.p99, number(best, "p99"))} ms`}.${rivals}${left}`;
+  return `Best within ${within}: <b><button type="button" class="link" data-cell="${place(best)}">${escape(named(best))}</button></b> with AUC ${withInterval(METRICS.auc, valueOf(best, "auc"))}${survivors(best)}, ${sized(number(best, "inference_bytes"))}${number(best, "p99") == null ? "" : `, ${shown(METRICS.p99, number(best, "p99"))} ms`}.${rivals}${left}`;
 }
 
 // --- learning curves ---
@@ -236,57 +255,83 @@ function published(cells) {
   );
 }
 
+const DASHES = ["", "7 4", "2 3", "9 3 2 3"];
+
+/** Colour and dashes of each cell's line: variants of a method differ in dashes, from the fifth on in shade too. */
+function strokes(cells) {
+  const seen = {};
+  return cells.map(({ method }) => {
+    const nth = (seen[method] = (seen[method] ?? -1) + 1);
+    const colour = `color-mix(in oklab, ${data.methods[method][0]} ${100 - 20 * Math.floor(nth / 4)}%, var(--ink))`;
+    return `style="stroke: ${colour}" stroke-dasharray="${DASHES[nth % 4]}"`;
+  });
+}
+
+/** Where the names of lines stand: beside the plot at the `heights` of their ends, or in rows below it. */
+function keys(names, width, bottom) {
+  const needs = names.map((name) => 52 + 6.8 * name.length);
+  const right = width - Math.max(...needs);
+  if (width > 640 && names.length < 24)
+    return { right, below: 0, spots: (heights) => spread(heights, 14, 28, bottom).map((y) => [right + 10, y]) };
+  let [left, row] = [0, 0];
+  const spots = needs.map((need) => {
+    if (left && left + need > width) [left, row] = [0, row + 1];
+    left += need;
+    return [left - need, bottom + 62 + 20 * row];
+  });
+  return { right: width - 12, below: 20 * row + 30, spots: () => spots };
+}
+
 function learning() {
   const cells = visible().filter(
-    (cell) => cell.curve && (cell.method === "full" || cell.ratio === Number(state.ratio)),
+    (cell) => cell.curve && (cell.full || cell.ratio === Number(state.ratio)),
   );
-  if (!cells.length)
-    return draw("learning-picture", "Nothing to show: no run here recorded a validation score", 20, () => "");
+  if (!cells.length) return say("learning-picture", "No run of these recorded a validation score.");
+  const last = (cell) => cell.curve.auc.at(-1);
   const peak = (cell) => Math.max(...cell.curve.auc);
-  const small = cells.filter((cell) => cell.method !== "full");
+  const small = cells.filter((cell) => !cell.full);
   const best = (small.length ? small : cells).reduce((a, b) => (peak(b) > peak(a) ? b : a));
   const over = { step: "Training steps", seconds: "Time in training (s)", samples: "Training samples" }[state.over];
-  draw(
-    "learning-picture",
-    `${state.dataset}: ${named(best)} climbs to ${shown(METRICS.auc, peak(best))}`,
-    440,
-    (width) => {
-      const room = width > 640 && cells.length * 14 < 340;
-      const longest = Math.max(...cells.map((cell) => cell.label.length));
-      const area = { left: 52, right: width - (room ? 32 + 6.8 * longest : 12), top: 28, bottom: 390 };
-      const xs = cells.flatMap((cell) => cell.curve[state.over]);
-      const edge = (cell, sign) => cell.curve.auc.map((mean, at) => mean + sign * (cell.curve.half[at] ?? 0));
-      const sx = scale([0, ...xs], [area.left, area.right], { room: 0.02 });
-      const edges = cells.flatMap((cell) => [...edge(cell, 1), ...edge(cell, -1)]);
-      const limits = [...linesAcross((auc) => auc, METRICS.auc).filter((line) => line.kind), ...published(cells)];
-      const sy = scale([...edges, ...near(limits, edges).map((line) => line.at)], [area.bottom, area.top]);
-      let drawn = axes(area, sx, sy, over, "Validation AUC, mean and 95 % band");
-      drawn += across(area, sy, limits)[0];
-      const seen = {};
-      const heights = spread(
-        cells.map((cell) => sy(cell.curve.auc.at(-1))),
-        14,
-        area.top,
-        area.bottom,
-      );
-      cells.forEach((cell, rank) => {
-        const [colour] = data.methods[cell.method],
-          xs = cell.curve[state.over].map(sx);
-        const trace = (values) => values.map((value, at) => `${round(xs[at])},${round(sy(value))}`);
-        const dash = ["", "7 4", "2 3", "9 3 2 3"][(seen[cell.method] = (seen[cell.method] ?? -1) + 1) % 4];
-        drawn += `<path class="band" fill="${colour}" d="M${[...trace(edge(cell, 1)), ...trace(edge(cell, -1)).reverse()].join("L")}Z"/>`;
-        drawn += `<path class="curve" stroke="${colour}" stroke-dasharray="${dash}" d="M${trace(cell.curve.auc).join("L")}"/>`;
-        const title = `${named(cell)}: validation AUC ${shown(METRICS.auc, cell.curve.auc.at(-1))} at the end`;
-        drawn += point(xs.at(-1), sy(cell.curve.auc.at(-1)), place(cell), data.methods[cell.method], {
-          title,
-          stop: rank === 0,
-        });
-        if (room)
-          drawn += `<g transform="translate(${round(area.right + 16)},${round(heights[rank])})">${mark(data.methods[cell.method])}<text class="named" x="9" y="4">${escape(cell.label)}</text></g>`;
-      });
-      return drawn;
-    },
-  );
+  const few = cells.length <= 6; // bands of more would cover each other: each shows under the pointer
+  const banded = cells.some((cell) => cell.curve.half.some((half) => half != null));
+  const edge = (cell, sign) => cell.curve.auc.map((mean, at) => mean + sign * (cell.curve.half[at] ?? 0));
+  cells.sort((a, b) => last(b) - last(a));
+  draw("learning-picture", `${state.dataset}: ${named(best)} climbs to ${shown(METRICS.auc, peak(best))}`, (width) => {
+    const legend = keys(
+      cells.map((cell) => cell.label),
+      width,
+      390,
+    );
+    const area = { left: 52, right: legend.right, top: 28, bottom: 390 };
+    const xs = cells.flatMap((cell) => cell.curve[state.over]);
+    const sx = scale([0, ...xs], [area.left, area.right], { room: 0.02 });
+    const values = cells.flatMap((cell) => (few ? [...edge(cell, 1), ...edge(cell, -1)] : cell.curve.auc));
+    const limits = [...linesAcross((auc) => auc, METRICS.auc).filter((line) => line.kind), ...published(cells)];
+    const sy = scale([...values, ...near(limits, values).map((line) => line.at)], [area.bottom, area.top]);
+    const dots = (cell) => cell.curve.auc.map((auc, at) => [sx(cell.curve[state.over][at]), sy(auc)]);
+    const taken = cells.flatMap(dots).map(([x, y]) => [x - 5, y - 5, x + 5, y + 5]);
+    const title = `Validation AUC, mean over seeds${banded && few ? " and 95 % band" : ""}`;
+    const spots = legend.spots(cells.map((cell) => sy(last(cell))));
+    const looks = strokes(cells);
+    const lines = cells.map((cell, rank) => {
+      const band = [1, -1].map((sign) => edge(cell, sign).map((auc, at) => [sx(cell.curve[state.over][at]), sy(auc)]));
+      return lineOf(cell, dots(cell), [...band[0], ...band[1].reverse()], looks[rank], spots[rank], rank);
+    });
+    const clip = `<clipPath id="plot"><rect x="${area.left}" y="${area.top}" width="${area.right - area.left}" height="${area.bottom - area.top}"/></clipPath>`;
+    const drawn = axes(area, sx, sy, over, title) + across(area, sy, limits, taken)[0];
+    return [`${clip}${drawn}<g class="${few ? "few" : ""}">${lines.join("")}</g>`, 440 + legend.below];
+  });
+}
+
+/** One cell's line: its band, its curve with the method's marker, its name; the pointer on any of these lifts all. */
+function lineOf(cell, dots, band, stroke, [left, height], rank) {
+  const look = data.methods[cell.method],
+    path = (points) => `M${points.map(([x, y]) => `${round(x)},${round(y)}`).join("L")}`;
+  const every = Math.ceil(dots.length / 6),
+    marks = dots.slice(0, -1).filter((_, at) => (at + rank) % every === 0);
+  const title = `${named(cell)}: validation AUC ${shown(METRICS.auc, cell.curve.auc.at(-1))} at the end`;
+  const small = ([x, y]) => mark(look, ` transform="translate(${round(x)},${round(y)}) scale(0.7)"`);
+  return `<g class="line"><path class="band" clip-path="url(#plot)" fill="${look[0]}" d="${path(band)}Z"/><path class="curve" ${stroke} d="${path(dots)}"/><path class="grip" d="${path(dots)}"/>${marks.map(small).join("")}${point(...dots.at(-1), place(cell), look, { title, stop: rank === 0 })}<g transform="translate(${round(left)},${round(height)})"><rect class="grip" x="-4" y="-7" width="${round(46 + 6.8 * cell.label.length)}" height="14"/><path class="curve" ${stroke} d="M0,0H26"/>${mark(look, ' transform="translate(13,0)"')}<text class="named" x="32" y="4">${escape(cell.label)}</text></g></g>`;
 }
 
 // --- method × ratio ---
@@ -296,7 +341,7 @@ function map() {
     metric = METRICS[state.metric];
   const ratios = [...new Set(cells.map((cell) => cell.ratio))].sort((a, b) => a - b);
   const rows = [...new Set(cells.map((cell) => cell.label))].sort(
-    (a, b) => b.startsWith("full") - a.startsWith("full") || a.localeCompare(b),
+    (a, b) => b.startsWith("full") - a.startsWith("full") || natural(a, b),
   );
   const values = cells.map((cell) => number(cell, state.metric)).filter((value) => value != null);
   const low = Math.min(...values),
@@ -352,8 +397,8 @@ const sortKey = (cell, name) => (SORTS[name] ? SORTS[name](cell) : number(cell, 
 function order(a, b) {
   const [x, y] = [sortKey(a, state.sort), sortKey(b, state.sort)];
   if (x == null || y == null) return (x == null) - (y == null);
-  const up = typeof x === "string" ? x.localeCompare(y) : x - y;
-  return (state.down ? -up : up) || a.ratio - b.ratio || a.label.localeCompare(b.label);
+  const up = typeof x === "string" ? natural(x, y) : x - y;
+  return (state.down ? -up : up) || a.ratio - b.ratio || natural(a.label, b.label);
 }
 
 const rowText = (cell) =>
@@ -363,37 +408,35 @@ function numbers() {
   const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
   const all = visible(),
     rows = all.filter((cell) => words.every((word) => rowText(cell).includes(word))).sort(order);
+  const columns = COLUMNS.filter(known);
   const heads = [
     ["method", "Method", ""],
     ["ratio", "Compression requested", "×"],
-    ...COLUMNS.map((name) => [name, METRICS[name].label, METRICS[name].unit]),
+    ...columns.map((name) => [name, METRICS[name].label, METRICS[name].unit]),
   ];
   $("numbers").tHead.innerHTML =
     `<tr>${heads.map(([name, label, unit]) => `<th scope="col"${state.sort === name ? ` aria-sort="${state.down ? "descending" : "ascending"}"` : ""}><button type="button" data-sort="${name}">${label}${unit ? `<small>${unit}</small>` : ""}</button></th>`).join("")}</tr>`;
-  const best = {};
-  for (const cell of ofDataset())
-    // hidden ones too: who is tied was tested against the best of all
-    if (cell.method !== "full" && number(cell, "auc") > (best[cell.ratio] ?? -1))
-      best[cell.ratio] = number(cell, "auc");
   $("numbers").tBodies[0].innerHTML = rows
     .map(
       (cell) =>
-        `<tr><td><button type="button" data-cell="${place(cell)}">${swatch(data.methods[cell.method])}${escape(cell.label)}</button></td><td>${times(cell.ratio)}</td>${rowCells(cell, best)}</tr>`,
+        `<tr><td><button type="button" data-cell="${place(cell)}">${swatch(data.methods[cell.method])}${escape(cell.label)}</button></td><td>${times(cell.ratio)}</td>${rowCells(cell, columns)}</tr>`,
     )
     .join("");
   $("count").textContent =
     `${rows.length} of ${all.length} configurations${state.batch ? `; latency at batch ${plain.format(state.batch)}` : ""}`;
 }
 
-function rowCells(cell, best) {
+function rowCells(cell, columns) {
   if (cell.status !== "done")
-    return `<td class="reason" colspan="${COLUMNS.length}"><span class="status ${cell.status}">${cell.status}</span> ${escape(cell.reason)}</td>`;
-  return COLUMNS.map((name) => {
-    const first = name === "auc" && cell.method !== "full" && number(cell, name) === best[cell.ratio];
-    const tie =
-      name === "auc" && cell.method !== "full" && !first ? (cell.tied == null ? " ?" : cell.tied ? " ≈" : "") : "";
-    return `<td${first ? ' class="best"' : ""}>${withInterval(METRICS[name], valueOf(cell, name))}${tie}${name === "auc" ? survivors(cell) : ""}</td>`;
-  }).join("");
+    return `<td class="reason" colspan="${columns.length}"><span class="status ${cell.status}">${cell.status}</span> ${escape(cell.reason)}</td>`;
+  return columns
+    .map((name) => {
+      const first = name === "auc" && cell.best;
+      const rival = name === "auc" && !first && cell.method !== "full";
+      const tie = !rival ? "" : cell.tied == null ? " ?" : cell.tied ? " ≈" : "";
+      return `<td${first ? ' class="best"' : ""}>${withInterval(METRICS[name], valueOf(cell, name))}${tie}${name === "auc" ? survivors(cell) : ""}</td>`;
+    })
+    .join("");
 }
 
 // --- a cell, and all runs ---
@@ -423,16 +466,31 @@ function openCell(at) {
   $("cell").showModal();
 }
 
+/** How runs ended, by kind: `9 of 15 runs done, 6 infeasible; 12 of 20 searches done, 8 infeasible`. */
+function counted(runs) {
+  const kinds = { quality: "run", search: "search", timed: "timing" };
+  return Object.entries(kinds)
+    .map(([kind, name]) => [name, runs.filter((run) => run.kind === kind)])
+    .filter(([, own]) => own.length)
+    .map(([name, own]) => {
+      const ended = {};
+      for (const { status } of own) ended[status] = (ended[status] ?? 0) + 1;
+      const { done = 0, ...others } = ended;
+      const names = own.length === 1 ? name : name === "search" ? "searches" : `${name}s`;
+      const rest = Object.entries(others).map(([how, n]) => `${n} ${how}`);
+      return [`${done} of ${own.length} ${names} done`, ...rest].join(", ");
+    })
+    .join("; ");
+}
+
 function groups() {
   const found = {};
   for (const run of data.runs) (found[`${run.dataset} · ${run.method}`] ??= []).push(run);
   $("groups").innerHTML = Object.keys(found)
     .sort()
     .map((name) => {
-      const runs = found[name],
-        done = runs.filter((run) => run.status === "done").length,
-        look = data.methods[runs[0].method];
-      return `<details data-group="${escape(name)}"><summary>${look ? swatch(look) : ""}${escape(name)}<span>${done} of ${runs.length} done</span></summary></details>`;
+      const runs = found[name];
+      return `<details data-group="${escape(name)}"><summary>${swatch(data.methods[runs[0].method])}${escape(name)}<span>${counted(runs)}</span></summary></details>`;
     })
     .join("");
   $("groups").addEventListener(
@@ -470,7 +528,7 @@ function controls() {
   const ratios = [
     ...new Set(
       ofDataset()
-        .filter((cell) => cell.method !== "full" && cell.curve)
+        .filter((cell) => !cell.full && cell.curve)
         .map((cell) => cell.ratio),
     ),
   ].sort((a, b) => a - b);
@@ -482,7 +540,7 @@ function controls() {
   $("machine").innerHTML = data.machines.map((name) => option(name, name, state.machine)).join("");
   $("timed-on").hidden = data.machines.length < 2;
   $("metric").innerHTML = Object.keys(METRICS)
-    .filter((name) => METRICS[name].better)
+    .filter((name) => METRICS[name].better && known(name))
     .map((name) => option(name, axis(METRICS[name]), state.metric))
     .join("");
   for (const name of ["megabytes", "milliseconds", "search", "over"])
@@ -500,7 +558,7 @@ function show() {
   controls();
   $("answer").innerHTML = answer();
   pareto("bytes-picture", "inference_bytes", Number(state.megabytes));
-  pareto("latency-picture", "p99", Number(state.milliseconds));
+  if (timed.length) pareto("latency-picture", "p99", Number(state.milliseconds));
   learning();
   map();
   numbers();
@@ -542,6 +600,8 @@ window.addEventListener("hashchange", () => {
     show();
   }
 });
+for (const id of ["time-limit", "latency"]) $(id).hidden = !timed.length;
+$("untimed").hidden = timed.length > 0;
 if (data.cells.length) window.addEventListener("resize", show);
 groups();
 if (data.cells.length) {
