@@ -1,5 +1,7 @@
 """What is particular to one method."""
 
+import sys
+
 import pytest
 import torch
 
@@ -91,3 +93,19 @@ def test_load_refuses_what_save_did_not_write(tmp_path):
 def test_unknown_method_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'robe'"):
         embeddings.build("rope", cardinalities=[3], dim=2)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("name = 'full'", r"two\.py: the method Two is called 'full' like that of pocketrec\.embeddings\.full"),
+        ("", r"two\.py: the method Two has no `name`"),
+    ],
+)
+def test_no_file_takes_the_name_of_a_method(tmp_path, monkeypatch, body, message):
+    code = f"from pocketrec.embeddings.base import Embedding\n\nclass Two(Embedding):\n    {body or 'pass'}\n"
+    (tmp_path / "two.py").write_text(code)
+    monkeypatch.setattr(embeddings, "__path__", [*embeddings.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "pocketrec.embeddings.two", raising=False)
+    with pytest.raises(UserError, match=message):
+        embeddings._discover()

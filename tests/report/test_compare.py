@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -102,3 +103,16 @@ def test_the_page_of_a_comparison(tmp_path):
     page = report.comparison_page(a, b, tmp_path / "compared.html")
     assert str(tmp_path) not in page.with_suffix(".ipynb").read_text()
     assert "<th>better</th>" in page.read_text()
+
+
+def test_parameters_that_differ_come_first(tmp_path):
+    a, b = _suite(tmp_path / "a"), _suite(tmp_path / "b")
+    for file in b.rglob("record.json"):
+        record = json.loads(file.read_text())
+        if record["method"] == "robe":
+            record["parameters"]["epochs"] = 7
+            file.write_text(json.dumps(record))
+    first = report.surroundings(a, b).iloc[0]
+    assert (first["what"], first["name"], first["b"], first["same"]) == ("parameters", "epochs", "7", "no")
+    assert "epochs" in text(a, b)
+    assert not (report.surroundings(a, a)["what"] == "parameters").any()

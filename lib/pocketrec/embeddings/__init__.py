@@ -88,6 +88,7 @@ def build(
         Infeasible: when no instance fits.
     """
     config = solve(name, cardinalities, dim, ratio, quantize, apart, **knobs)
+    cardinalities = [int(n) for n in cardinalities]
     return _KINDS[Apart.name if apart else name](cardinalities, int(dim), seed=int(seed), **config)
 
 

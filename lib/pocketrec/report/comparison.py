@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from pocketrec.report.columns import CELL, METRICS
-from pocketrec.report.results import load_results, read_records
+from pocketrec.report.results import cells_of_runs, flat, load_results, read_records
 from pocketrec.report.statistics import LEVEL, by_seed, corrected, same_mean
 
 HARDWARE = ("cpu", "cores", "memory_gb", "gpu")
@@ -29,7 +29,7 @@ def compare(a: str | Path, b: str | Path, metric: str = "auc", factor: float | N
     corrected p is below 0.05 and the larger value at least `factor` times the smaller one (by default 1.001 for
     scores, 1.1 for times), `same` for equal numbers, `missing` where only `a` has a finished run, `new` where only
     `b` has, `untested` where seeds are too few but the change is as large as the factor, `unclear` otherwise.
-    Equal configurations mean equal parameters, not equal machines.
+    Configurations are matched by dataset, method, variant and ratio: `surroundings` says which other parameters differ.
     """
     return _compared(load_results(a), load_results(b), metric, factor or FACTORS.get(metric, 1.001))
 
@@ -65,7 +65,10 @@ def changes(a: str | Path, b: str | Path) -> pd.DataFrame:
 
 
 def surroundings(a: str | Path, b: str | Path) -> pd.DataFrame:
-    """Return hardware, versions and code of both sets, a row each, and whether they are the same."""
+    """Return parameters that differ, then hardware, versions and code of both sets, a row each, and if they agree.
+
+    Parameters are those of configurations that both sets have; `data` is the digest of a dataset.
+    """
     sides = [_environments(path) for path in (a, b)]
     groups = {"hardware": HARDWARE, "versions": VERSIONS, "code": CODE}
     rows = [
@@ -74,7 +77,7 @@ def surroundings(a: str | Path, b: str | Path) -> pd.DataFrame:
         for name in names
         if {side[name] for side in sides} != {UNKNOWN}
     ]
-    table = pd.DataFrame(rows, columns=["what", "name", "a", "b"])
+    table = pd.DataFrame([*_parameters(a, b), *rows], columns=["what", "name", "a", "b"])
     same = (table["a"] == table["b"]).map({True: "yes", False: "no"})
     return table.assign(same=same).sort_values("same", kind="stable", ignore_index=True)
 
@@ -86,13 +89,43 @@ def text(a: str | Path, b: str | Path) -> str:
     lone = cells[cells["flag"].isin(["missing", "new"])][[*CELL, "flag"]]
     counts = ", ".join(f"{number} {flag}" for flag, number in cells["flag"].value_counts().items())
     parts = [
-        _section("Surroundings that differ", differ, "the same hardware, versions and code"),
+        _section("Surroundings that differ", differ, "the same parameters, hardware, versions and code"),
         *(() if same_hardware(a, b) else ("Times are not compared: the hardware differs or is not known.",)),
         _section("Changes that are large enough and pass a test over seeds", changes(a, b), "none"),
         _section("Finished in one set only", lone, "none"),
         f"AUC of all configurations: {counts or 'none'}",
     ]
     return "\n\n".join(parts)
+
+
+def _parameters(a: str | Path, b: str | Path) -> list[dict[str, str]]:
+    """Return the parameters that differ between runs of the same configuration and seed, one row a parameter."""
+    sides = [_settings(path) for path in (a, b)]
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for run in sides[0].keys() & sides[1].keys():
+        one, other = sides[0][run], sides[1][run]
+        for name in one.keys() | other.keys():
+            values = one.get(name, UNKNOWN), other.get(name, UNKNOWN)
+            if values[0] != values[1]:
+                for known, value in zip(found.setdefault(name, (set(), set())), values, strict=True):
+                    known.add(value)
+    return [
+        {"what": "parameters", "name": name, "a": "; ".join(sorted(one)), "b": "; ".join(sorted(other))}
+        for name, (one, other) in sorted(found.items())
+    ]
+
+
+def _settings(path: str | Path) -> dict[tuple, dict[str, str]]:
+    """Return the parameters of each training run, and the digest of its data, by configuration and seed."""
+    found = read_records(Path(path))
+    cells = cells_of_runs(found)
+    settings = {}
+    for record in found:
+        if record.get("kind", "quality") == "quality" and record["run"] in cells:
+            told = {name: str(value) for name, value in flat(record.get("parameters", {}))}
+            told["data"] = record.get("data", {}).get("digest", UNKNOWN)[:12]
+            settings[*cells[record["run"]], record.get("seed")] = told
+    return settings
 
 
 def _section(title: str, table: pd.DataFrame, nothing: str) -> str:

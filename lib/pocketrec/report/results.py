@@ -245,7 +245,7 @@ def _variants(quality: list[dict[str, Any]]) -> dict[str, str]:
         {"run": record["run"], "method": record["method"], "dataset": record["dataset"]}
         | {"ratio": record.get("ratio"), "name": name, "value": str(value)}
         for record in quality
-        for name, value in _flat(record.get("parameters", {}))
+        for name, value in flat(record.get("parameters", {}))
         if name != record.get("search", {}).get("parameter")  # chosen for each cell, not an axis
     )
     names = {record["run"]: "" for record in quality}
@@ -259,11 +259,11 @@ def _variants(quality: list[dict[str, Any]]) -> dict[str, str]:
     return names | told.groupby("run")["text"].agg(", ".join).to_dict()
 
 
-def _flat(parameters: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def flat(parameters: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the parameters that are no axis of their own, those inside `knobs` one by one."""
     for name, value in sorted(parameters.items()):
         if isinstance(value, dict):
-            yield from _flat(value)
+            yield from flat(value)
         elif name not in _AXES:
             yield name, value
 

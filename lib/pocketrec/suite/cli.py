@@ -155,7 +155,9 @@ def dashboards(suite: SuiteName) -> None:
     """Build the dashboards from the records."""
     from pocketrec import report
 
-    report.dashboards(_results(suite), own=_own_dashboard(suite))
+    folder = _results(suite)
+    report.load_results(folder)  # says what to do where there is nothing yet
+    report.dashboards(folder, own=_own_dashboard(suite))
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -227,8 +229,12 @@ def prepare(
     if download:
         typer.echo(f"licence: {data.licence(dataset)}", err=True)
     folder = data.prepare(dataset, _options(choose or []), raw=raw or (), download=download)
-    for name, note in data.Dataset.open(folder).meta["notes"].items():
+    found = data.Dataset.open(folder)
+    for name, note in found.meta["notes"].items():
         typer.echo(f"{name}: {note}", err=True)
+    rows = ", ".join(f"{found.rows(split):,} {split}" for split in ("train", "validation", "test"))
+    tables = ", ".join(f"{name} {n:,}" for name, n in zip(found.feature_names, found.cardinalities, strict=True))
+    typer.echo(f"rows: {rows}\nids of each feature: {tables}", err=True)
     typer.echo(folder)
 
 
@@ -410,7 +416,7 @@ def _own_dashboard(name: str) -> str | None:
     """Return the notebook that answers a suite: its paper's, or one of its own name."""
     from pocketrec.suite import spec
 
-    if Path(name).is_dir():
+    if "/" in name and Path(name).is_dir():
         return None
     suite = spec.load(name)
     return f"paper_{suite.paper}" if suite.paper else suite.name
@@ -421,7 +427,7 @@ def _title(name: str) -> str | None:
     from pocketrec.files import read_yaml
     from pocketrec.suite import spec
 
-    if Path(name).is_dir():
+    if "/" in name and Path(name).is_dir():
         return None
     try:
         return read_yaml(spec.find(name)).get("title")

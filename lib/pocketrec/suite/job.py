@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,6 +86,7 @@ def execute(
     start: Callable[..., process.Worker] = start,
     locks: tuple[int, ...] = (),
     stopped: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Ended:
     """Execute a run whose data is prepared; a timed one when no other runs on the machine.
 
@@ -96,13 +97,16 @@ def execute(
         start: like `start`; returns the worker.
         locks: descriptors that the worker holds as well until it ends.
         stopped: asked now and then whether to end it.
+        say: told what it waits for.
 
     Raises:
         process.Busy: stopped while it waited for the machine.
     """
     if reason := _infeasible(run):
         return refuse(folder, "infeasible", reason)
-    with process.locked(process.MACHINE_LOCK, shared=run.kind != "timed", give_up=stopped) as machine:
+    timed = run.kind == "timed"
+    waits = partial(say, f"waits for {'all other runs' if timed else 'a timed run'} of this machine to end")
+    with process.locked(process.MACHINE_LOCK, shared=not timed, give_up=stopped, waits=waits) as machine:
         started, clock, kills = record.now(), time.monotonic(), process.kernel_oom_kills()
         write_json(folder / "job.json", {"parent": os.getpid(), "parameters": run.arguments})
         with (folder / "log.txt").open("wb") as log:

@@ -20,14 +20,25 @@ class Busy(Exception):
     """Another process holds the lock."""
 
 
+def _nothing() -> None:
+    pass
+
+
 @contextmanager
-def locked(path: Path, *, shared: bool = False, give_up: Callable[[], bool] | None = None) -> Iterator[int]:
+def locked(
+    path: Path,
+    *,
+    shared: bool = False,
+    give_up: Callable[[], bool] | None = None,
+    waits: Callable[[], None] = _nothing,
+) -> Iterator[int]:
     """Hold a lock that ends with its holders; yield its descriptor, which a child may be given as well.
 
     Args:
         path: the lock's file, made when missing and never removed.
         shared: together with other shared holders.
         give_up: asked while waiting; None does not wait.
+        waits: called once if there is something to wait for.
 
     Raises:
         Busy: the lock is held and there is no waiting (any longer).
@@ -42,6 +53,8 @@ def locked(path: Path, *, shared: bool = False, give_up: Callable[[], bool] | No
             except BlockingIOError:
                 if give_up is None or give_up():
                     raise Busy(str(path)) from None
+                waits()
+                waits = _nothing
                 time.sleep(POLL_SECONDS)
         yield handle
     finally:

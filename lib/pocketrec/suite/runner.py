@@ -88,6 +88,7 @@ class _Runner:
             _wait([pool.submit(self._one, run, wait=True) for run in busy])
         except BaseException:
             self.stop.set()
+            self.listener.say("stopping: what runs is ended, and begins again next time")
             raise
         finally:
             with _ctrl_c_ignored(self.stop.is_set()):

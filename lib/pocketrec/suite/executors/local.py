@@ -45,7 +45,7 @@ class Local:
         self, run: Run, folder: Path, lock: int, stopped: Callable[[], bool], say: Callable[[str], None]
     ) -> Ended:
         """Execute a run here."""
-        return job.execute(run, folder, self.suite.limits, start=self._start, locks=(lock,), stopped=stopped)
+        return job.execute(run, folder, self.suite.limits, start=self._start, locks=(lock,), stopped=stopped, say=say)
 
     def close(self) -> None:
         """End the nurseries."""
