@@ -190,7 +190,7 @@ def test_the_page_names_its_suite_and_set_up(tmp_path):
     first = (
         "The suite `paper_mlet_sgd` trains its tables by SGD: plain ones and two-layer ones with k = 64, of widths d ="
     )
-    assert said.startswith(f"{first} 4 and 16.") and "1,000 training rows of planted" in said
+    assert said.startswith(f"{first} 4 and 16.") and "planted: dim 4 or 16; 1,000 training rows" in said
     assert "In 4 of 4 searches the chosen value is an end of the list that was tried (0 the lowest, 4 the" in said
 
 

@@ -182,8 +182,10 @@ def test_the_set_up_is_a_sentence_of_the_records():
     for record, lr in zip(found, (0.3, *[0.1] * len(found)), strict=False):
         record["parameters"] |= how | {"table_lr": lr, "dim": 32}
     said = robe.set_up(found)
-    assert "900,000 training rows of planted; epochs: 2; batches of 1,024, dim 32, MLPs 64 and 128-64" in said
-    assert "by SGD at a learning rate of 0.1 and 0.3;" in said and "AMD EPYC 7742 with 2 cores" in said
+    assert said.startswith(
+        "planted: dim 32; 900,000 training rows; 2 epochs; batch 1,024; tables by sgd at 0.1 or 0.3;"
+    )
+    assert "AMD EPYC 7742, 2 cores" in said
     assert robe.set_up([]) == "No training run has finished."
 
 

@@ -234,12 +234,6 @@ def test_variants_are_written_for_people(whole):
     assert list(shown["configuration"]) == ["scaled Gaussian, cache of 20%, rank 8"]
 
 
-def test_the_setting_is_what_the_records_have(folder):
-    assert "Nothing was trained" in tt_rec.setting(folder())
-    said = tt_rec.setting(folder([run("full", 1, 0, 0.75) | {"data": {"rows": {"train": 800_000}}}]))
-    assert "planted, 800,000 of 800,000 rows" in said and "AMD EPYC 7742 (2 cores" in said and "passes 2;" in said
-
-
 def test_differences_are_paired_by_seed(folder):
     table = tt_rec.init_differences(folder(suite())).set_index(["ratio", "init", "against"])
     row = table.loc[(10.0, "scaled_gaussian", "gaussian")]

@@ -160,10 +160,16 @@ def settings(found: list[dict[str, Any]]) -> dict[str, str]:
     return {name: _setting([record for record in quality if record["dataset"] == name]) for name in names}
 
 
+def set_up(found: list[dict[str, Any]]) -> str:
+    """Say the same of finished runs in a sentence a dataset."""
+    said = settings([record for record in found if record["status"] == "done"])
+    return " ".join(f"{name}: {text}." for name, text in said.items()) or "No training run has finished."
+
+
 def _setting(found: list[dict[str, Any]]) -> str:
     def used(name: str, text: str = "{}") -> list[str]:
         values = {record["parameters"][name] for record in found if name in record["parameters"]}
-        return [text.format(_listed(values))] if values else []
+        return [text.format(listed(values))] if values else []
 
     epochs = used("epochs", "{} epochs")
     parts = [*used("model"), *used("dim", "dim {}"), *_rows(found)]
@@ -200,14 +206,14 @@ def _rates(found: list[dict[str, Any]], part: str, words: str) -> list[str]:
     if not fixed:
         return []
     chosen = ", the best on validation data of each cell" if tried else ""
-    by = f" by {_listed(optimizers)}" if all(optimizers) else ""
-    return [f"{words}{by} at {_listed(tried or fixed)}{chosen}"]
+    by = f" by {listed(optimizers)}" if all(optimizers) else ""
+    return [f"{words}{by} at {listed(tried or fixed)}{chosen}"]
 
 
-def _listed(values: set[Any]) -> str:
+def listed(values: set[Any], word: str = "or") -> str:
     """Write a few values: `2, 4 or 8`."""
     *first, last = [f"{value:,g}" if isinstance(value, int | float) else str(value) for value in sorted(values)]
-    return f"{', '.join(first)} or {last}" if first else last
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def _runs(suite_dir: Path, found: list[dict[str, Any]], places: dict[tuple, int]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ VERSIONS = ("there", "here")
 WAY = ["family", "route", "ratio", "block_size", "hash", "rank"]
 POINT = ["dim", "batch", "ids", "work"]
 FOREIGN = 0.1  # cores that others may use before a sample counts as disturbed
+QUIET = 0.5  # share of samples that may be disturbed before times say nothing
 
 
 @dataclass

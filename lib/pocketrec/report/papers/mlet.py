@@ -20,10 +20,10 @@ from scipy import stats
 
 from pocketrec.report.claims import UNDECIDED, UNTESTED, Verdict, by_interval
 from pocketrec.report.columns import probability, signed
-from pocketrec.report.papers.robe import OPTIMIZERS, listed, set_up
+from pocketrec.report.contents import listed, set_up
 from pocketrec.report.plots import CEILING, FULL, GRID, INK, MUTED, colour, house_style, panels, put_title, sentence
 from pocketrec.report.results import load_results, load_searches, read_records
-from pocketrec.report.speed import FOREIGN
+from pocketrec.report.speed import FOREIGN, QUIET
 from pocketrec.report.statistics import LEVEL, half_width
 
 SOURCE = "Ghaemmaghami et al., 2020, on Criteo-Kaggle and Avazu"
@@ -37,7 +37,7 @@ SEEDS = {0: 5, 64: 5, 32: 2, 128: 2}  # that the suite plans for each hidden wid
 MAIN = 64  # the hidden width that carries the verdict
 SWEPT = "bookcrossing"  # where the others are tried
 TRIED = sum(SMALLER[0] * d <= WIDTHS[-1] for d in WIDTHS)  # widths at which a plain table 4 times wider is there
-QUIET = 0.5  # share of rounds that may be disturbed before times say nothing
+OPTIMIZERS = {"sgd": "SGD", "adagrad": "Adagrad", "adam": "Adam", "adamw": "AdamW"}
 OCTAVE = 64  # points between a width and its double, where a plain table's AUC is read off
 
 
@@ -64,10 +64,10 @@ def about(results: str | Path) -> str:
     of = {record["run"]: record for record in records}
     used = [of[run] for run in runs["run"]]
     optimizers = {record["parameters"].get("table_optimizer", "?") for record in used}
-    by = listed(sorted(OPTIMIZERS.get(optimizer, optimizer) for optimizer in optimizers))
-    hidden = listed(f"{k}" for k in sorted({*runs["k"]} - {0}))
+    by = listed({OPTIMIZERS.get(optimizer, optimizer) for optimizer in optimizers}, "and")
+    hidden = listed({*runs["k"]} - {0}, "and") if (runs["k"] > 0).any() else ""
     two = f"two-layer ones with k = {hidden}" if hidden else "no two-layer ones"
-    widths = listed(f"{d}" for d in sorted({*runs["d"]}))
+    widths = listed({*runs["d"]}, "and")
     tables = f"The suite `{suite(runs)}` trains its tables by {by}: plain ones and {two}, of widths d = {widths}."
     return f"{tables} {set_up(used)} {searched(results)}"
 

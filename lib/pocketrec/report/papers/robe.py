@@ -7,7 +7,6 @@ table takes the `Evidence`, and says what is missing where it has too little of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,14 +28,14 @@ from pocketrec.report import plots, statistics
 from pocketrec.report import speed as benched
 from pocketrec.report.claims import UNDECIDED, UNTESTED, Verdict, by_interval
 from pocketrec.report.columns import CELL, FAILURES, probability, signed, times
+from pocketrec.report.contents import set_up
 from pocketrec.report.plots import CEILING, GRID, INK, MUTED, colour, house_style, look
 from pocketrec.report.results import load_measured, load_results, read_records
-from pocketrec.report.speed import FOREIGN, GRAPH, HOSTED, Speed
+from pocketrec.report.speed import FOREIGN, GRAPH, HOSTED, QUIET, Speed
 
 LOSS = 0.001  # of AUC: what still counts as the full table's quality
 RATIO = 1000
 SPEEDUP = 3.1
-QUIET = 0.5  # share of samples that may be disturbed before times say nothing
 TARGET = 0.8025  # AUC
 CRITEO = "criteo-tb"
 ABSTRACT = "Desai, Chou & Shrivastava, MLSys 2022, abstract"
@@ -51,7 +50,6 @@ POINT = ["shape", "table_bytes", "batch", "ids"]
 WAY = ["part", "embedding", "block_size"]
 TIMES = [*POINT, *WAY, "ms", "p20", "p80", "us_per_sample", "gb_s", "gflop_s", "disturbed"]
 _SIGNED = FuncFormatter(lambda value, _: f"{value:+.4g}".replace("-", "−") if value else "0")
-OPTIMIZERS = {"sgd": "SGD", "adagrad": "Adagrad", "adam": "Adam", "adamw": "AdamW"}
 PARTS = {"lookup": "lookup", "interaction": "interaction", "MLPs": "MLPs", "rest": "the rest"}
 
 
@@ -153,45 +151,6 @@ def _setting(records: list[dict]) -> pd.DataFrame:
 
 def _mlps(parameters: dict) -> str:
     return " and ".join("-".join(map(str, parameters.get(name, []))) for name in ("bottom_mlp", "top_mlp"))
-
-
-def set_up(records: list[dict]) -> str:
-    """Say from the records of finished runs what they were trained on, how, and on which machine."""
-    found = _trained(records)
-    if not found:
-        return "No training run has finished."
-
-    def all_of(name: str, form: str = "{}") -> str:
-        values = {record["parameters"].get(name) for record in found} - {None}
-        return listed(form.format(OPTIMIZERS.get(value, value)) for value in sorted(values))
-
-    rows: dict[int, set[str]] = {}
-    for record in found:
-        rows.setdefault(_training_rows(record), set()).add(record["dataset"])
-    data = listed(f"{count:,} training rows of {listed(sorted(names))}" for count, names in rows.items())
-    chosen = any(record.get("search", {}).get("parameter") == "table_lr" for record in found)
-    machines = {_machine(record.get("environment", {}), record["parameters"]) for record in found}
-    return (
-        f"{data}; epochs: {all_of('epochs', '{:g}')}; batches of {all_of('batch_size', '{:,}')}, "
-        f"dim {all_of('dim')}, MLPs {listed(sorted({_mlps(record['parameters']) for record in found}))}. "
-        f"Tables by {all_of('table_optimizer')} at a learning rate of {all_of('table_lr', '{:g}')}"
-        f"{', chosen on validation data for each configuration' if chosen else ''}; "
-        f"MLPs by {all_of('dense_optimizer') or 'Adam'} at {all_of('dense_lr', '{:g}')}. "
-        f"Trained on {listed(sorted(machines))}."
-    )
-
-
-def _machine(environment: dict, parameters: dict) -> str:
-    """Name what trained: the GPU, or the processor and its cores."""
-    if "gpu" in environment and parameters.get("device", "cpu") != "cpu":
-        return str(environment["gpu"])
-    return f"{environment.get('cpu', 'a processor')} with {environment.get('cores', '?')} cores"
-
-
-def listed(words: Iterable[str]) -> str:
-    """Write words as people do: `2, 4 and 8`."""
-    *first, last = [*words] or [""]
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _block_size(record: dict) -> str:

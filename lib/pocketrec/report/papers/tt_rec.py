@@ -5,7 +5,7 @@ makes what is missing. What the measured tables hold is said in `pocketrec.paper
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from pocketrec.report.claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Verdict, 
 from pocketrec.report.columns import CELL, signed, times
 from pocketrec.report.plots import ALARM, CEILING, FULL, INK, MUTED, colour, house_style, panels, put_title, sentence
 from pocketrec.report.results import load_measured, read_records, tidy
-from pocketrec.report.speed import FOREIGN
+from pocketrec.report.speed import FOREIGN, QUIET
 from pocketrec.report.statistics import corrected, half_width, on_same_rows, same_mean, summary
 
 INITS = ("sampled_gaussian", "scaled_gaussian", "gaussian", "uniform")
@@ -68,7 +68,6 @@ MOST_LOSS = 0.003  # of accuracy, the published 0.3 %
 NO_OVERHEAD = 0.05  # of a training step
 LEAST_SEEDS = 5  # that a verdict on initial values takes
 PUBLISHED_SPEED = 3
-QUIET = 0.5  # share of samples that may be disturbed before times say nothing
 FULL_SUITE = "tt_rec_criteo_kaggle"
 
 
@@ -146,44 +145,6 @@ def _readable(variant: str) -> str:
 def _about(ratio: float) -> str:
     """Write an achieved ratio to three digits."""
     return times(float(f"{ratio:.3g}"))
-
-
-def setting(evidence: Evidence) -> str:
-    """Say in a few sentences what was trained, how, and on which machine, as the records have it."""
-    if not evidence.records:
-        return f"Nothing was trained: {evidence.run}."
-    said = [record.get("parameters", {}) for record in evidence.records]
-    rates = {rate for record in evidence.records for rate in record.get("search", {}).get("validation_auc", {})}
-    searched = f", the best of {_listed(map(float, rates))} on the first seed" if rates else ""
-    machines = {
-        f"{e.get('cpu', 'a processor')} ({e.get('cores', '?')} cores, {e.get('memory_gb', '?')} GB), "
-        f"torch {e.get('torch', '?')}"
-        for e in (record.get("environment", {}) for record in evidence.records)
-    }
-    return (
-        f"Trained on {'; '.join(sorted({_data(record) for record in evidence.records}))}. "
-        f"Width {_listed(p.get('dim') for p in said)}, batch {_listed(p.get('batch_size') for p in said)}, passes "
-        f"{_listed(p.get('epochs') for p in said)}; tables by {_listed(p.get('table_optimizer') for p in said)} at a "
-        f"learning rate of {_listed(p.get('table_lr') for p in said)}{searched}, the rest at "
-        f"{_listed(p.get('dense_lr') for p in said)}. Machine: {'; '.join(sorted(machines))}."
-    )
-
-
-def _data(record: dict[str, Any]) -> str:
-    whole = record.get("data", {}).get("rows", {}).get("train")
-    asked = record.get("parameters", {}).get("train_rows")
-    if whole is None:
-        return record["dataset"]
-    return f"{record['dataset']}, {min(asked or whole, whole):,} of {whole:,} rows"
-
-
-def _listed(values: Iterable[Any]) -> str:
-    """Write the different values there are: `0.03 or 0.1`."""
-    found = {value for value in values if value is not None}
-    if not found:
-        return "not recorded"
-    words = {int: "{:,}", float: "{:g}"}
-    return " or ".join(words.get(type(value), "{}").format(value) for value in sorted(found))
 
 
 def _shown(table: pd.DataFrame) -> Styler:
