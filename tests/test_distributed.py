@@ -185,7 +185,7 @@ def test_a_method_that_follows_the_rows_it_reads_is_refused(tiny):
 def test_what_cannot_be_trained_so_is_refused_at_once(tiny, monkeypatch):
     with pytest.raises(UserError, match="nproc: 2: gradients travel between processes: take updates: autograd"):
         fit(build(tiny), tiny, nproc=2)
-    with pytest.raises(UserError, match="take device: cuda, not cuda:0"):
+    with pytest.raises(UserError, match="set device: cuda, not cuda:0"):
         fit(build(tiny), tiny, nproc=2, updates="autograd", device="cuda:0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="has 1 GPUs; take as many processes or fewer"):

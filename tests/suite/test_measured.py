@@ -1,5 +1,6 @@
 """Measurements of a suite: kept beside its runs, taken again only when their code has changed."""
 
+import json
 from types import ModuleType
 
 import pandas as pd
@@ -42,7 +43,8 @@ def test_a_further_run_makes_them_stale(suite):
     measured.measure(suite)
     run = suite.folder / "runs/robe/planted/r10-s0/record.json"
     run.parent.mkdir(parents=True)
-    run.write_text('{"status": "done"}')
+    found = {"schema": 1, "status": "done", "key": "k", "kind": "quality", "method": "robe", "dataset": "planted"}
+    run.write_text(json.dumps(found | {"seconds": 1.0}))
     assert not measured.up_to_date(suite)
 
 
