@@ -100,6 +100,7 @@ def test_unknown_method_is_answered_with_the_nearest():
     [
         ("name = 'full'", r"two\.py: the method Two is called 'full' like that of pocketrec\.embeddings\.full"),
         ("", r"two\.py: the method Two has no `name`"),
+        ("name = 3", r"two\.py: the method Two has no `name`"),
     ],
 )
 def test_no_file_takes_the_name_of_a_method(tmp_path, monkeypatch, body, message):

@@ -84,3 +84,16 @@ def test_saved_model_gives_the_same_predictions(tmp_path):
     written = models.save(model.deploy(), tmp_path)
     assert written == model.embedding.storage().inference_bytes
     torch.testing.assert_close(models.load(tmp_path)(dense, ids), model(dense, ids), rtol=0, atol=0)
+
+
+def test_the_served_copy_shares_nothing_with_what_is_trained():
+    model, inputs = build(), batch()
+    before = model(*inputs)
+    served = model.deploy()
+    own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    assert not own & {tensor.data_ptr() for tensor in (*served.parameters(), *served.buffers())}
+    served.double()
+    for tensor in (*served.parameters(), *served.buffers()):
+        tensor.zero_()
+    torch.testing.assert_close(model(*inputs), before, rtol=0, atol=0)
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -44,9 +44,10 @@ def _discover() -> dict[str, type[Embedding]]:
             if not own or kind in (Embedding, Apart):
                 continue
             name = vars(kind).get("name")
-            if not isinstance(name, str) or name in found:
-                taken = f"is called {name!r} like that of {found[name].__module__}" if name else "has no `name`"
-                raise UserError(f"{module.__file__}: the method {kind.__name__} {taken}; give it a name of its own")
+            taken = f"is called {name!r} like that of {found[name].__module__}" if name in found else ""
+            if taken or not isinstance(name, str):
+                fault = taken or "has no `name` that is text"
+                raise UserError(f"{module.__file__}: the method {kind.__name__} {fault}; give it a name of its own")
             found[name] = kind
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import copy, deepcopy
+from copy import deepcopy
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -28,9 +28,7 @@ class Backbone(nn.Module):
 
     def deploy(self, quantize: Quantize | None = None) -> Backbone:
         """Return a copy with the embedding in its inference form, ready to predict."""
-        served = copy(self)
-        served._modules = {name: deepcopy(module) for name, module in self._modules.items() if name != "embedding"}
-        served.embedding = self.embedding.deploy(quantize)
+        served = deepcopy(self, {id(self.embedding): self.embedding.deploy(quantize)})  # the table is copied once
         return served.eval().requires_grad_(False)
 
     def dense_state(self) -> dict[str, Tensor]:

@@ -139,6 +139,11 @@ def probability(p: float) -> str:
     return "–" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def seeds_of(count: int) -> str:
+    """Write how many seeds a mean rests on: `one seed`, `5 seeds`."""
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
 def natural(text: str) -> str:
     """Return a key that sorts text by the numbers in it: `dim=4` before `dim=16`."""
     return re.sub(r"\d+(\.\d+)?", lambda number: f"{float(number[0]):020.6f}", text)

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -329,14 +330,21 @@ def _ceiling(ax: Axes, best: float, scores: pd.Series) -> bool:
     return True
 
 
+def plain_ticks(axis: Axis, steps: tuple[float, ...] = (), text: Callable[[float], str] = "{:,g}".format) -> None:
+    """Tick a logarithmic axis in plain numbers, at some steps of a decade: 1, 2, 5, or more if it shows but one."""
+    low, high = axis.get_view_interval()
+    steps = steps or ((1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7))
+    axis.set_major_locator(LogLocator(subs=steps, numticks=40))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axis.set_minor_locator(NullLocator())
+
+
 def log_axis(ax: Axes, values: pd.Series, text: Callable[[float], str]) -> None:
     """Tick a logarithmic axis in plain numbers."""
     room = 1.25 if values.nunique() > 1 else 2
     low, high = values.min() / room, values.max() * room
     ax.set_xlim(low, high)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 60 else (1,)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
-    ax.xaxis.set_minor_locator(NullLocator())
+    plain_ticks(ax.xaxis, (1, 2, 5) if high / low < 60 else (1,), text)
 
 
 def _spread(ax: Axes, heights: list[float]) -> list[float]:

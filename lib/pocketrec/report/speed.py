@@ -14,13 +14,23 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 from pandas.io.formats.style import Styler
 
 from pocketrec.errors import UserError
-from pocketrec.report.plots import ALARM, FULL, INK, MUTED, colour, house_style, panels, put_title, sentence
+from pocketrec.report.plots import (
+    ALARM,
+    FULL,
+    INK,
+    MUTED,
+    colour,
+    house_style,
+    panels,
+    plain_ticks,
+    put_title,
+    sentence,
+)
 
 REFERENCE = "facebookresearch/dlrm"
 OURS, PLAIN, BAGS, FBGEMM, CCE = "pocketrec", "plain PyTorch", "26 x nn.EmbeddingBag", "FBGEMM", "cce"
@@ -487,18 +497,11 @@ def _bar_panel(ax: Axes, rows: pd.DataFrame) -> None:
     low, high = min(at.min(), tick.min()), max(at.max(), tick.max())
     if unit == "times":
         ax.set(xscale="log", xlim=(low / 1.25, high * 1.7))
-        _plain(ax.xaxis, (1, 2, 5) if high < 100 * low else (1,))
+        plain_ticks(ax.xaxis, (1, 2, 5) if high < 100 * low else (1,))
     else:
         ax.set_xlim(0, 1.2 * high)
         ax.xaxis.set_major_formatter(PercentFormatter(1) if unit == "share" else "{x:g}")
     _read_across(ax)
-
-
-def _plain(axis: Axis, steps: tuple[int, ...] = (1, 2, 5)) -> None:
-    """Tick a logarithmic axis at 1, 2, 5, 10 and so on, in plain numbers."""
-    axis.set_major_locator(LogLocator(subs=steps, numticks=40))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_locator(NullLocator())
 
 
 def _read_across(ax: Axes) -> None:
@@ -546,7 +549,7 @@ def against_batch(speed: Speed, dim: int = 16) -> Figure:
         ax.set(xscale="log", yscale="log", xlabel="Batch", ylabel={"ms": "Time (ms)", "gb_s": "GB/s"}[y])
         ax.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
         ax.xaxis.set_minor_locator(NullLocator())
-        _plain(ax.yaxis)
+        plain_ticks(ax.yaxis)
         put_title(ax, f"{ids} ids, {work}, dim {dim}: {_gain(point, work, y)}", 48)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
@@ -662,7 +665,7 @@ def _model_on_gpu(dlrm: pd.DataFrame) -> Figure:
         ax.scatter(replayed.reindex(order), order, color=hues, s=34, zorder=3, label=GRAPH)
         low, high = min(eager.min(), replayed.min()) / 1.4, eager.max() * 1.4
         ax.set(xlabel="Time (ms)", xscale="log", xlim=(low, high), ylim=(-0.6, len(order) - 0.4))
-        _plain(ax.xaxis, (1, 1.5, 2, 3, 5, 7) if high < 10 * low else (1, 2, 5))
+        plain_ticks(ax.xaxis)
         _read_across(ax)
         gain = replayed["full"] / replayed["robe"]
         put_title(ax, f"{work.capitalize()}, batch {batch:,}: robe {gain:.2g} times as fast as full", 52)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pocketrec.report.columns import CELL, FAILURES, METRICS, OFF, STATUSES, TIE, natural, signed, size, times
+from pocketrec.report.columns import CELL, FAILURES, METRICS, OFF, STATUSES, TIE, natural, seeds_of, signed, size, times
 from pocketrec.report.results import is_baseline, is_full, score
 
 CHANCE = 0.5  # AUC of a model that knows nothing
@@ -218,7 +218,7 @@ def finding(results: pd.DataFrame) -> str:
     row, keeps = compromise(small, full)
     of = " of several seeds" if small["n"].min() == 1 < row["n"] else ""
     rule = "keeps 95 % at a higher ratio" if keeps else "keeps 95 %, it is the best at the lowest ratio"
-    kept = f"{label(row)} at {times(row['ratio'])} {_kept(row, full.iloc[0])} ({_seeds(row)})"
+    kept = f"{label(row)} at {times(row['ratio'])} {_kept(row, full.iloc[0])} ({seeds_of(row['n'])})"
     past = full["peak_auc"].iloc[0] - full["validation_auc"].iloc[0]
     worn = f"; the full table was kept as it ended, {past:.3f} below its best validation AUC" if past > PAST else ""
     return f"{kept}; on validation none{of} {rule}{worn}"
@@ -232,7 +232,7 @@ def size_finding(results: pd.DataFrame) -> str:
         return finding(results)
     row, _ = compromise(small, full)
     kept, whole = size(row["inference_bytes"]), size(full["inference_bytes"].iloc[0])
-    return f"{label(row)} {_kept(row, full.iloc[0])} in {kept} of {whole} ({_seeds(row)})"
+    return f"{label(row)} {_kept(row, full.iloc[0])} in {kept} of {whole} ({seeds_of(row['n'])})"
 
 
 def _whole_cells(results: pd.DataFrame, needed: list[str]) -> pd.DataFrame:
@@ -258,7 +258,7 @@ def _twins(results: pd.DataFrame, cells: pd.DataFrame) -> str:
         cell = tuple(row[name] for name in CELL)
         gap = (seeds[cell] - seeds[cell[0], cell[1], zero, cell[3]]).dropna()
         said.append(f"{signed(gap.mean(), half_width(gap.std(), len(gap)))} ({_name((*cell[:2], '', cell[3]))})")
-    return f"{other} changes the AUC against {zero} by {', '.join(said)}; {_seeds(cells.iloc[0])}"
+    return f"{other} changes the AUC against {zero} by {', '.join(said)}; {seeds_of(cells['n'].iloc[0])}"
 
 
 def compromise(small: pd.DataFrame, full: pd.DataFrame) -> tuple[pd.Series, bool]:
@@ -285,10 +285,6 @@ def _kept(row: pd.Series, full: pd.Series) -> str:
         return f"reaches {name}: {signed(-row['auc_loss'], half)}"
     share, interval = 100 * (1 - row["auc_loss"] / gain), "" if pd.isna(half) else f" ± {100 * half / gain:.1f}"
     return f"keeps {share:.1f}{interval} % of {name} above chance"
-
-
-def _seeds(row: pd.Series) -> str:
-    return "one seed" if row["n"] == 1 else f"{row['n']} seeds"
 
 
 def true_ratio(cells: pd.DataFrame) -> pd.Series:

@@ -26,7 +26,7 @@ from pocketrec import cost_model
 from pocketrec.files import read_yaml
 from pocketrec.paths import PARAMS
 from pocketrec.report.claims import UNDECIDED, UNTESTED, Verdict, by_interval
-from pocketrec.report.columns import CELL, signed, times
+from pocketrec.report.columns import CELL, probability, seeds_of, signed, times
 from pocketrec.report.plots import (
     ALARM,
     CEILING,
@@ -290,14 +290,10 @@ def iteration_table(evidence: Evidence, dataset: str) -> Styler:
     table = table[table["dataset"] == dataset].assign(text=lambda t: [_times_text(row) for row in t.to_dict("records")])
     table["AUC"] = table["target"].map("{:.4f}".format)
     table["full at"] = table["moment"].map("{:.0%} of its way".format)
-    table["cell"] = [f"{_cell_name(row)} ({_seeds(row['seeds'])})" for row in table.to_dict("records")]
+    table["cell"] = [f"{_cell_name(row)} ({seeds_of(row['seeds'])})" for row in table.to_dict("records")]
     order = table.sort_values("ratio_requested")["cell"].unique()
     shown = table.pivot_table(index=["moment", "AUC", "full at"], columns="cell", values="text", aggfunc="first")
     return _shown(shown.reindex(columns=order).droplevel("moment").fillna("–").rename_axis(columns=None).reset_index())
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
 
 
 def _cell_name(row: dict[str, Any]) -> str:
@@ -308,7 +304,7 @@ def _cell_name(row: dict[str, Any]) -> str:
 def _times_text(row: dict[str, Any]) -> str:
     if pd.isna(row["times"]):
         within = EngFormatter(sep=" ", places=1)(row["within"])
-        there = f"{row['reached']} of {_seeds(row['seeds'])}"
+        there = f"{row['reached']} of {seeds_of(row['seeds'])}"
         return f"above {row['more_than']:.2g}×: not reached within {within} samples ({there})"
     interval = "" if pd.isna(row["low"]) else f" ({row['low']:.2f} to {row['high']:.2f})"
     return f"{'at most ' if row['at_most'] else ''}{row['times']:.2f}×{interval}"
@@ -943,7 +939,7 @@ def _no_loss(evidence: Evidence) -> Verdict:
         return Verdict(claim, published, here, UNTESTED, "both", f"make all SUITE={evidence.suite}")
     told = [
         f"{row['dataset']} at {times(row['ratio_requested'])}: test AUC "
-        f"{signed(row['difference'], row['difference_ci'])} ({_seeds(row['seeds'])}{_on_rows(evidence, row)})"
+        f"{signed(row['difference'], row['difference_ci'])} ({seeds_of(row['seeds'])}{_on_rows(evidence, row)})"
         for row in found.to_dict("records")
     ]
     gap, half = found["difference"].astype("float64"), found["difference_ci"].astype("float64")
@@ -975,7 +971,7 @@ def differences_table(evidence: Evidence) -> Styler:
         "configuration": [_cell_name(row) for row in table.to_dict("records")],
         "AUC − full table": [signed(*gap) for gap in gaps],
         "seeds": table["seeds"],
-        "p": table["p"].map(_p),
+        "p": table["p"].map(probability),
     }
     return _shown(pd.DataFrame(told))
 
@@ -993,14 +989,10 @@ def same_rows(evidence: Evidence) -> Styler:
         "configuration": [_cell_name(row) for row in table.to_dict("records")],
         "AUC − full table": table["difference"].map(signed),
         "95 % interval": [f"{signed(a)} to {signed(b)}" for a, b in zip(table["low"], table["high"], strict=True)],
-        "p": table["p"].map(_p),
+        "p": table["p"].map(probability),
         "test rows": (table["positives"] + table["negatives"]).map("{:,.0f}".format),
     }
     return _shown(pd.DataFrame(told))
-
-
-def _p(p: float) -> str:
-    return "–" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _on_rows(evidence: Evidence, row: dict[str, Any]) -> str:
@@ -1023,7 +1015,7 @@ def _more_iterations(evidence: Evidence) -> Verdict:
         return Verdict(claim, published, here, UNTESTED, "both", evidence.run)
     aim = "to the quality that the full table has after 1/4.5 of its way"
     here = "; ".join(
-        f"{row['dataset']}, {_seeds(row['seeds'])}, {aim}: {_times_text(row)}" for row in table.to_dict("records")
+        f"{row['dataset']}, {seeds_of(row['seeds'])}, {aim}: {_times_text(row)}" for row in table.to_dict("records")
     )
     never = (table["reached"] == 0) & (table["seeds"] > 1) & (table["more_than"] > 0.99 * ITERATIONS)
     low, high = table["low"].mask(never, np.inf), table["high"].mask(never, np.inf)

@@ -14,18 +14,28 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 from scipy import stats
 
 from pocketrec.report import claims
 from pocketrec.report.claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Verdict, by_interval
-from pocketrec.report.columns import CELL, signed, times
-from pocketrec.report.plots import ALARM, CEILING, FULL, INK, MUTED, colour, house_style, panels, put_title, sentence
+from pocketrec.report.columns import CELL, probability, seeds_of, signed, times
+from pocketrec.report.plots import (
+    ALARM,
+    CEILING,
+    FULL,
+    INK,
+    MUTED,
+    colour,
+    house_style,
+    panels,
+    plain_ticks,
+    put_title,
+    sentence,
+)
 from pocketrec.report.results import load_measured, read_records, tidy
 from pocketrec.report.speed import FOREIGN, QUIET
 from pocketrec.report.statistics import corrected, half_width, on_same_rows, same_mean, summary
@@ -160,14 +170,6 @@ def _lacking(text: str) -> Styler:
     return _shown(pd.DataFrame({"missing": [text]}))
 
 
-def _plain_log(axis: Axis) -> None:
-    """Tick a logarithmic axis in plain numbers."""
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
-
-
 # what a tensor train is
 
 
@@ -284,7 +286,7 @@ def sizes(evidence: Evidence) -> Figure:
             ax.annotate(f"{claimed}×", (rank, claimed), (9, -13), textcoords="offset points", color=ALARM)
         _ranks_axis(ax, sorted(table["rank"].dropna().unique()))
         ax.set(yscale="log", ylabel="Full tables / TT-Rec (×)", xlabel="Rank")
-        _plain_log(ax.yaxis)
+        plain_ticks(ax.yaxis)
         put_title(ax, f"{MODELS[model]}: tables kept whole end it at {times(round(rows['ratio'].max()))}", 50)
     return figure
 
@@ -482,7 +484,7 @@ def init_table(evidence: Evidence) -> Styler:
         pair=table["init"].map(_name) + " − " + table["against"].map(_name),
         **{"difference in AUC": [str(Gap(*row)) for row in table[["difference", "half", "seeds", "p"]].to_numpy()]},
         seeds=table["seeds"],
-        p=table["p"].map(_p),
+        p=table["p"].map(probability),
     )
     return _shown(shown).set_properties(subset=["difference in AUC", "p"], **{"text-align": "right"})
 
@@ -496,10 +498,6 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 def _where(row: Any) -> str:
     """Name a row's place in a sentence: `criteo-kaggle at 118× (rank 32, tables 7)`."""
     return f"{row.dataset} at {_about(row.ratio)}" + (f" ({row.rest})" if row.rest else "")
-
-
-def _p(p: float) -> str:
-    return "–" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 @house_style
@@ -595,7 +593,7 @@ def same_rows(evidence: Evidence) -> Styler:
     shown = shown.assign(**{"ratio requested": table["ratio_requested"].map(times)})
     for name in ("difference", "low", "high"):
         shown[f"{name} in AUC" if name == "difference" else name] = table[name].map(signed)
-    shown["p"] = table["p"].map(_p)
+    shown["p"] = table["p"].map(probability)
     return _shown(shown).set_properties(subset=list(shown)[2:], **{"text-align": "right"})
 
 
@@ -757,7 +755,7 @@ def steps(evidence: Evidence) -> Figure:
             ax.axhline(ms, color=FULL[0], linestyle=_ACROSS[name], linewidth=1.6, label=name)
         _ranks_axis(ax, sorted(rows["rank"].unique()))
         ax.set(yscale="log", xlabel="Rank", ylabel="Training step (median, ms)")
-        _plain_log(ax.yaxis)
+        plain_ticks(ax.yaxis)
         ours = rows[(rows["route"] == OURS) & (rows["cache"] == 0)]["over_full"]
         put_title(ax, f"batch {batch:,}: tensor trains change the full table's step by {_range(ours)}, by round", 50)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
@@ -857,7 +855,7 @@ def kernels(evidence: Evidence) -> Figure:
         ax.axhline(1, color=INK, linewidth=0.8)
         _ranks_axis(ax, sorted(table["rank"].unique()))
         ax.set(yscale="log", xlabel="Rank", ylabel="Times faster (×)")
-        _plain_log(ax.yaxis)
+        plain_ticks(ax.yaxis)
         here = fastest[(fastest["dim"] == dim) & (fastest["work"] == work)]["speedup"]
         put_title(ax, f"{work}, dim {dim}: {here.min():.2g} to {here.max():.2g} times the fastest other way", 50)
     routes = sorted(table["route"].unique())
@@ -1014,12 +1012,9 @@ def _small_loss(evidence: Evidence) -> Verdict:
 
 def _loss_words(table: pd.DataFrame) -> str:
     return "; ".join(
-        f"{_where(row)}: {row.auc} AUC, {row.accuracy} accuracy ({_seeds(row.auc.seeds)})" for row in table.itertuples()
+        f"{_where(row)}: {row.auc} AUC, {row.accuracy} accuracy ({seeds_of(row.auc.seeds)})"
+        for row in table.itertuples()
     )
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
 
 
 def _judged(gaps: Sequence[Gap], most: float, evidence: Evidence) -> tuple[str, ...]:
