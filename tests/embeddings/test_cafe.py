@@ -69,9 +69,18 @@ def test_promotion_copies_the_shared_row():
     ids = torch.tensor([[7, 0, 9]])
     before = module(ids)
     before.sum().backward()
-    module.adapt(1, 1, RowwiseAdagrad(module.parameters()))
+    module.adapt(1, 2, RowwiseAdagrad(module.parameters()))
     assert 7 in hot(module)
     assert torch.equal(module(ids), before)
+
+
+def test_hot_ids_change_within_the_training_as_often_as_asked(monkeypatch):
+    module, changed = build(refreshes=3), []
+    optimizer = RowwiseAdagrad(module.parameters())
+    monkeypatch.setattr(module, "_refresh", lambda: changed.append(step) or torch.zeros(0, dtype=torch.long))
+    for step in range(1, 41):
+        module.adapt(step, 40, optimizer)
+    assert changed == [10, 20, 30]  # not after the last step, which nothing follows
 
 
 def test_ids_that_cool_down_give_their_rows_back():

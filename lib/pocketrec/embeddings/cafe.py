@@ -8,7 +8,7 @@ the slots (4 hot bytes) and the sketch: `hot` buckets of 4 entries, each an id a
 
 Zhang et al., "CAFE: Towards Compact, Adaptive, and Fast Embedding for Large-scale Recommendation Models",
 SIGMOD 2024. An id's score is the sum of its gradients' norms; in a full bucket a newcomer takes the place of the
-lowest entry and adds to its score (SpaceSaving). At `refreshes` points of the training the `hot` highest scores of
+lowest entry and adds to its score (SpaceSaving). At `refreshes` points within the training the `hot` highest scores of
 the sketch become hot and all scores are multiplied by `decay`: no threshold to be tuned. A promoted id starts from
 a copy of the row it shared, a demoted one frees its slot. Tables kept whole (`hashing`) have no hot ids.
 """
@@ -131,8 +131,8 @@ class Cafe(Embedding):
             (ids, gradient), self._seen = self._seen, None
             shared = (~self.whole).expand_as(ids)
             self._score(ids[shared], gradient[shared].norm(dim=1))
-        refreshes = self.config["refreshes"]
-        if step < total and step * refreshes // total > (step - 1) * refreshes // total:
+        parts = self.config["refreshes"] + 1  # of the training; a refresh after the last would meet no training
+        if step < total and step * parts // total > (step - 1) * parts // total:
             optimizer.reset(self.table.weight, self._refresh())
             self.sketch_scores *= self.config["decay"]
 
