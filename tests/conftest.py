@@ -1,10 +1,13 @@
 """Shared by all tests: one data folder for the session, so that nothing outside it is touched."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
-# before pocketrec is imported, since paths are read at import; a folder given from outside is kept
-os.environ.setdefault("POCKETREC_DATA", tempfile.mkdtemp(prefix="pocketrec-test-data-"))
+if "POCKETREC_DATA" not in os.environ:  # before pocketrec is imported, since paths are read at import
+    os.environ["POCKETREC_DATA"] = tempfile.mkdtemp(prefix="pocketrec-test-data-")
+    atexit.register(shutil.rmtree, os.environ["POCKETREC_DATA"], ignore_errors=True)
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
