@@ -514,7 +514,7 @@ def test_served_models_never_write_their_embeddings(method, knobs, num_dense, mo
     model = DLRM(embedding, num_dense, [6], [7]).to(DEVICE)
     dense, ids = torch.randn(9, num_dense, device=DEVICE), torch.randint(0, 7, (9, 3), device=DEVICE)
     exact, written = model(dense, ids).detach(), []
-    monkeypatch.setattr(DLRM, "interact", lambda self, vectors: written.append(1) or interaction.pairs(vectors))
+    monkeypatch.setattr(DLRM, "interact", lambda self, *vectors: written.append(1) or interaction.pairs(*vectors))
     with torch.no_grad():
         torch.testing.assert_close(model(dense, ids), exact, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model.deploy("int8")(dense, ids), exact, rtol=0.1, atol=1e-2)

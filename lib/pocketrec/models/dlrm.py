@@ -58,13 +58,12 @@ class DLRM(Backbone):
         x = None if self.bottom is None else self.bottom(dense)
         products = self.embedding.pairs(ids, x)
         if products is None:
-            vectors = self.embedding(ids)  # [batch, features, dim]
-            products = self.interact(vectors if x is None else torch.cat([x.unsqueeze(1), vectors], 1))
+            products = self.interact(self.embedding(ids), x)
         return self.top(products if x is None else torch.cat([x, products], 1)).squeeze(1)
 
-    def interact(self, vectors: Tensor) -> Tensor:
-        """Return the dot products of all pairs, [batch, n, dim] -> [batch, n (n - 1) / 2]."""
-        return interaction.pairs(vectors, self.pairs)
+    def interact(self, vectors: Tensor, first: Tensor | None) -> Tensor:
+        """Return the dot products of all pairs of vectors [batch, features, dim] and `first` [batch, dim]."""
+        return interaction.pairs(vectors, first, self.pairs)
 
 
 def mlp(widths: Sequence[int], draw: torch.Generator, last: nn.Module) -> nn.Sequential:

@@ -242,12 +242,12 @@ def _shared(model: DLRM, dense: Tensor, ids: Tensor) -> list[Timed]:
     """Return the interaction and the MLPs, on vectors and products that are there."""
     with torch.inference_mode():
         vectors, first = model.embedding(ids), model.bottom(dense)
-        products = model.interact(torch.cat([first.unsqueeze(1), vectors], 1))
+        products = model.interact(vectors, first)
     batch, features, width = vectors.shape
     weights = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
 
     def interaction() -> Tensor:
-        return model.interact(torch.cat([first.unsqueeze(1), vectors], 1))
+        return model.interact(vectors, first)
 
     def mlps() -> Tensor:
         return model.top(torch.cat([model.bottom(dense), products], 1))

@@ -230,10 +230,10 @@ def paired(name: str, tables: Tables, route: str, **settings: Any) -> Lookup:
     index = interaction.below_diagonal(len(tables.cardinalities), tables.offsets.device)
 
     def one_after_the_other(ids: Tensor) -> Tensor:
-        return interaction.pairs(lookup.forward(ids), index)
+        return interaction.pairs(lookup.forward(ids), index=index)
 
     def expected(ids: Tensor) -> Tensor:
-        return interaction.pairs(lookup.expected(ids).double(), index).float()
+        return interaction.pairs(lookup.expected(ids).double(), index=index).float()
 
     size = sum(weight.numel() for weight in lookup.weights)
     forward = lookup.forward.pairs if route == OURS else one_after_the_other  # ours is the method itself
