@@ -2,10 +2,14 @@
 
 import os
 import signal
+import threading
 import time
 
 import psutil
 import pytest
+
+from pocketrec.suite import process
+from pocketrec.suite.process import Busy, is_locked, locked
 
 SUITE = "grid: {method: robe, dataset: tiny, seed: [0, 1, 2]}\njobs: 2\n"
 
@@ -116,8 +120,6 @@ def test_a_record_that_cannot_be_written_is_said(root):
 
 
 def test_timed_runs_take_turns(tmp_path):
-    from pocketrec.suite.process import Busy, is_locked, locked
-
     lock = tmp_path / "lock"
     with locked(lock, shared=True), locked(lock, shared=True):
         with pytest.raises(Busy), locked(lock):
@@ -130,6 +132,26 @@ def test_timed_runs_take_turns(tmp_path):
     assert is_locked(lock), "a worker that was given the lock holds it on"
     os.close(child)
     assert not is_locked(lock)
+
+
+def test_who_wants_the_machine_alone_is_not_passed_by_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "MACHINE_LOCK", tmp_path / "lock")
+    monkeypatch.setattr(process, "MACHINE_QUEUE", tmp_path / "queue")
+    waits, alone = threading.Event(), threading.Event()
+
+    def timed():
+        with process.machine(waits=waits.set):
+            alone.set()
+
+    with process.machine(shared=True), process.machine(shared=True):
+        thread = threading.Thread(target=timed)
+        thread.start()
+        assert waits.wait(10)
+        with pytest.raises(Busy), process.machine(shared=True, give_up=lambda: True):
+            pass
+        assert not alone.is_set()
+    thread.join(10)
+    assert alone.is_set()
 
 
 def test_a_run_on_a_gpu_starts_from_nothing_and_ends_alike(root):

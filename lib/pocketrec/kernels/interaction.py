@@ -32,10 +32,11 @@ def pairs(vectors: Tensor, first: Tensor | None = None, index: Tensor | None = N
     """
     if vectors.is_cpu and vectors.dtype == torch.float32 and native.library("interaction"):
         return pair_vectors(vectors, None if first is None else first.float())  # autocast may have made it bfloat16
-    return _plain(vectors, first, index)
+    return plain(vectors, first, index)
 
 
-def _plain(vectors: Tensor, first: Tensor | None, index: Tensor | None = None) -> Tensor:
+def plain(vectors: Tensor, first: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+    """Return what `pairs` does, by PyTorch alone."""
     vectors = vectors if first is None else torch.cat([first.unsqueeze(1), vectors], 1)
     index = below_diagonal(vectors.shape[1], vectors.device) if index is None else index
     return (vectors @ vectors.mT).flatten(1).gather(1, index.expand(len(vectors), -1))
@@ -45,7 +46,7 @@ def _pair_vectors(vectors: Tensor, first: Tensor | None) -> Tensor:
     vectors, first = vectors.contiguous(), None if first is None else first.contiguous()
     functions = _functions(vectors, first)
     if functions is None:
-        return _plain(vectors, first)
+        return plain(vectors, first)
     out = _products(vectors, vectors, first)
     functions.pair_vectors(*native.pointers(first, vectors, out), *vectors.shape, native.threads(out.numel()))
     return out
@@ -58,7 +59,7 @@ def _gradients(gradient: Tensor, vectors: Tensor, first: Tensor | None) -> tuple
     if functions is None:
         leaves = [None if t is None else t.detach().requires_grad_() for t in (vectors, first)]
         with torch.enable_grad():
-            products = _plain(*leaves)
+            products = plain(*leaves)
         found = torch.autograd.grad(products, [t for t in leaves if t is not None], gradient)
         return found if len(found) == 2 else (*found, vectors.new_empty(0))
     found = torch.empty_like(vectors), vectors.new_empty(0) if first is None else torch.empty_like(first)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pocketrec import embeddings, training
 from pocketrec.data import Batch, Dataset
 from pocketrec.embeddings.base import undrawn
 from pocketrec.embeddings.full import Full
+from pocketrec.kernels import interaction
 from pocketrec.measure import synchronize
 from pocketrec.models import DLRM
 from pocketrec.optim import in_place, optimizers
@@ -33,7 +35,7 @@ NUM_DENSE, BATCH, LR = 13, 2048, 0.01
 HELD = 64  # batches in memory: more than a cache takes
 BOTTOM, TOP = (512, 256, 64), (512, 256)  # of Criteo-Kaggle's configuration, as `DLRM` has it
 FLOOR, BAGS, REFERENCE = "MLPs only", "26 x nn.EmbeddingBag", "facebookresearch/dlrm"
-COMPILED = "robe, compiled MLPs"
+COMPILED, UNPAIRED = "robe, compiled MLPs", "robe, interaction by PyTorch"
 HOSTED = "full, in main memory"
 LOWER = (FLOOR, "full", "robe")  # timed in bf16 as well
 METHODS: dict[str, dict[str, Any]] = {
@@ -80,12 +82,13 @@ class _Bags(Rival):
 def bench(cardinalities: Sequence[int], options: Options, dim: int = 16) -> pd.DataFrame:
     """Time training steps at batch 2,048 and answers to requests of one row, one row a sample.
 
-    Columns: embedding (with `, bf16` where the MLPs' products are, with `, compiled MLPs` by `torch.compile`), work
-    (`training step` or `request`), batch, ms, foreign, core_to_core_ns. The reference code of DLRM is among them where
-    its checkout is at hand.
+    Columns: embedding (with `, bf16` where the MLPs' products are, with `, compiled MLPs` by `torch.compile`, with
+    `, interaction by PyTorch` where no kernel pairs), work (`training step` or `request`), batch, ms, foreign,
+    core_to_core_ns. The reference code of DLRM is among them where its checkout is at hand.
     """
     tables = Tables(cardinalities, dim, options.device)
     models = {name: model(name, tables) for name in tqdm([FLOOR, BAGS, *METHODS], "models", unit="model")}
+    models[UNPAIRED] = _unpaired(model("robe", tables))
     frames = []
     for batch, work in ((BATCH, "training step"), (1, "request")):
         ids = drawn_ids(cardinalities, batch, "zipf", options.device)
@@ -208,6 +211,11 @@ def model(name: str, tables: Tables, methods: Mapping[str, dict[str, Any]] = MET
 
 def _compiled(model: DLRM) -> DLRM:
     model.bottom, model.top = torch.compile(model.bottom), torch.compile(model.top)
+    return model
+
+
+def _unpaired(model: DLRM) -> DLRM:
+    model.interact = partial(interaction.plain, index=model.pairs)
     return model
 
 

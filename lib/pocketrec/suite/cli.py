@@ -311,7 +311,7 @@ def bench(
         full, family, dim, batch, ids, rounds=rounds, patience=patience, device=device, rivals=rivals
     )
     folder = paths.RESULTS / "speed"
-    with process.locked(process.MACHINE_LOCK, give_up=lambda: False):  # alone on the machine
+    with process.machine():
         running.run(cardinalities, options, folder, add=add)
     from pocketrec.report import speed
 

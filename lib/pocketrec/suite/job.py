@@ -106,7 +106,7 @@ def execute(
         return refuse(folder, "infeasible", reason)
     timed = run.kind == "timed"
     waits = partial(say, f"waits for {'all other runs' if timed else 'a timed run'} of this machine to end")
-    with process.locked(process.MACHINE_LOCK, shared=not timed, give_up=stopped, waits=waits) as machine:
+    with process.machine(shared=not timed, give_up=stopped, waits=waits) as machine:
         started, clock, kills = record.now(), time.monotonic(), process.kernel_oom_kills()
         write_json(folder / "job.json", {"parent": os.getpid(), "parameters": run.arguments})
         with (folder / "log.txt").open("wb") as log:

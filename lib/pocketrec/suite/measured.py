@@ -37,7 +37,7 @@ def measure(suite: Suite) -> list[Path]:
         raise UserError(f"{suite.path}: has no `paper`, so there is nothing to measure but its runs")
     paper = import_module(f"pocketrec.papers.{suite.paper}")
     started, clock = record.now(), time.monotonic()
-    with process.locked(process.MACHINE_LOCK, give_up=lambda: False):
+    with process.machine():
         tables = paper.measure(suite.folder)
     written = [_folder(suite) / f"{name}.parquet" for name in tables]
     for path, table in zip(written, tables.values(), strict=True):

@@ -3,10 +3,11 @@
 import fcntl
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import psutil
 
 POLL_SECONDS = 0.25
 MACHINE_LOCK = Path(tempfile.gettempdir()) / f"pocketrec-{os.getuid()}.lock"
+MACHINE_QUEUE = MACHINE_LOCK.with_suffix(".queue")
 
 
 class Busy(Exception):
@@ -59,6 +61,24 @@ def locked(
         yield handle
     finally:
         os.close(handle)
+
+
+def _say() -> None:
+    print("waits for the runs of this machine to end", file=sys.stderr)
+
+
+@contextmanager
+def machine(
+    *, shared: bool = False, give_up: Callable[[], bool] = lambda: False, waits: Callable[[], None] = _say
+) -> Iterator[int]:
+    """Hold this machine as `locked` does, alone or with others, in the order of asking.
+
+    Without a queue those that share it would come and go, and one that wants it alone might wait for ever.
+    """
+    with ExitStack() as held:
+        with locked(MACHINE_QUEUE, give_up=give_up, waits=waits):
+            handle = held.enter_context(locked(MACHINE_LOCK, shared=shared, give_up=give_up, waits=waits))
+        yield handle
 
 
 def is_locked(path: Path) -> bool:
