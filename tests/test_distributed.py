@@ -125,6 +125,7 @@ def test_a_process_that_fails_ends_the_training(tiny, kind, error, message):
         fit(kind(embedding, tiny.num_dense, [8], [8]), tiny, batch_size=64, updates="autograd", nproc=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "arguments"),
     [
@@ -147,6 +148,7 @@ def test_a_killed_training_goes_on_to_the_same_numbers(tiny, tmp_path, method, a
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in alone.state_dict().items())
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them(tiny, tmp_path):
     program = """
 import sys
@@ -167,6 +169,7 @@ training.fit(model, rows, epochs=1e6, evaluations=1, updates="autograd", nproc=2
     assert not psutil.wait_procs(family, timeout=300)[1]
 
 
+@pytest.mark.slow
 def test_divergence_is_told_as_such(tiny):
     from pocketrec.training import Diverged
 

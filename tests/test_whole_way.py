@@ -14,6 +14,8 @@ import pytest
 from pocketrec import load_results, paths
 
 ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.slow
 SUITE = """
 title: tiny
 timed: latency

@@ -13,11 +13,13 @@ from pocketrec.data import prepared
 ROWS = 30_000
 
 
-@pytest.fixture
-def dataset(root, monkeypatch) -> data.Dataset:
-    monkeypatch.setattr(prepared, "BLOCK", 256)
-    monkeypatch.setattr(prepared, "BUFFER", 4096)
-    return data.load("planted", rows=ROWS, scale=0.0001)
+@pytest.fixture(scope="module")
+def dataset():
+    """Rows that are read in small pieces."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "BLOCK", 256)
+        patch.setattr(prepared, "BUFFER", 4096)
+        yield data.load("planted", rows=ROWS, scale=0.0001)
 
 
 def joined(batches) -> tuple[np.ndarray, ...]:

@@ -23,7 +23,10 @@ def start(root: Path, options: dict) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-@pytest.mark.parametrize("name", ["ids.npy", "labels.npy", "counts.npy", "meta.json"])
+LATER = [pytest.param(name, marks=pytest.mark.slow) for name in ("labels.npy", "counts.npy")]
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "meta.json", *LATER])
 def test_a_damaged_folder_is_prepared_again(root, name):
     folder = data.prepare("planted", TINY, progress=False)
     whole = (folder / name).read_bytes()
@@ -63,6 +66,7 @@ def test_digest_follows_options_and_not_their_order(root):
     assert data.digest("planted", {"seed": 0}) == data.digest("planted")
 
 
+@pytest.mark.slow
 def test_kill_half_way_leaves_nothing_and_the_next_start_gives_the_same_bytes(root, contents, monkeypatch):
     options = {"rows": 400_000, "scale": 0.001}
     process = start(root, options)

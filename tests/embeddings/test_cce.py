@@ -30,6 +30,7 @@ def test_a_map_entry_is_as_small_as_k_allows(rows, itemsize):
     assert stored["table.weight"].shape == (2 * (2 * rows + 100), 4)
 
 
+@pytest.mark.slow
 def test_a_map_of_two_bytes_holds_rows_above_32767():
     module = embeddings.build("cce", cardinalities=[900_000], dim=8, ratio=5, columns=1)
     assert 40_000 < module.config["rows"] < 65_536 and module.map.dtype == torch.int16

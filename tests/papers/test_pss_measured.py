@@ -49,6 +49,7 @@ def test_an_array_with_room_for_everything_and_dense_signs_lose_as_theory_says()
     assert float(relative.square().mean().sqrt()) == pytest.approx(400**-0.5, rel=0.05)
 
 
+@pytest.mark.slow
 def test_everything_is_measured_in_small(tmp_path, tiny):
     torch.manual_seed(0)
     embedding = embeddings.build("full", cardinalities=tiny.cardinalities, dim=8)
@@ -113,6 +114,7 @@ def two_steps(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     torch.multiprocessing.spawn(two_steps, (str(tmp_path),), 2)
     halves = [parallel.full(CARDINALITIES, DIM, part, 2) for part in range(2)]

@@ -15,6 +15,7 @@ def measured(tmp_path_factory, tiny):
     return robe.measure(suite, small=True)
 
 
+@pytest.mark.slow
 def test_every_way_is_timed_at_every_point(measured):
     speed = measured["speed"]
     assert (speed["ms"] > 0).all() and speed["ids"].unique().tolist() == list(IDS)
@@ -28,6 +29,7 @@ def test_every_way_is_timed_at_every_point(measured):
     assert set(own.loc[own["shape"] == "MLPerf", "block_size"]) == {1, 8, 16, 32, 128}
 
 
+@pytest.mark.slow
 def test_bytes_and_operations_are_those_of_the_shape(measured):
     speed = measured["speed"]
     rows = speed[(speed["shape"] == "MLPerf") & (speed["batch"] == 16)].set_index("part")
@@ -37,6 +39,7 @@ def test_bytes_and_operations_are_those_of_the_shape(measured):
     assert set(rows.loc["model", "flops"]) == {2 * 16 * (weights + 27 * 27 * 128)}
 
 
+@pytest.mark.slow
 def test_the_table_that_does_not_fit_is_named_with_its_command(measured):
     (row,) = measured["skipped"].to_dict("records")
     assert "96 GB" in row["what"] and row["command"].startswith("pocketrec measure ")

@@ -36,7 +36,7 @@ def test_two_at_once_do_every_run_once(root):
     assert len(root.ran()) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_and_continued(root, number):
     root.suite("stop", "grid: {method: robe, dataset: tiny, act: [sleep, ok]}\njobs: 1\n")
     process = root.start("run", "stop")
@@ -52,6 +52,7 @@ def test_stopped_and_continued(root, number):
     assert set(statuses(root, "stop").values()) == {"done"}
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_runner_and_the_next_goes_on(root):
     root.suite("killed", "grid: {method: robe, dataset: tiny, act: sleep}\n")
     process = root.start("run", "killed")
@@ -66,6 +67,7 @@ def test_workers_end_with_a_killed_runner_and_the_next_goes_on(root):
     assert statuses(root, "killed") == {"r100-s0-actsleep": "done"}
 
 
+@pytest.mark.slow
 def test_a_locked_run_is_shown_as_running(root):
     root.suite("watch", "grid: {method: robe, dataset: tiny, act: sleep}\n")
     process = root.start("run", "watch")
@@ -87,6 +89,7 @@ def test_timed_runs_once_a_configuration_after_the_others(root):
     assert all(timed["started"] > quality["started"] for quality in found.values())
 
 
+@pytest.mark.slow
 def test_a_timed_run_waits_for_its_source(root):
     root.suite("wait", "timed: latency\ngrid: {method: robe, dataset: tiny, act: raise}\n")
     code, out, _ = root.call("run", "wait")

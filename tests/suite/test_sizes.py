@@ -26,7 +26,7 @@ def test_published_tables_have_their_published_rows_and_need_no_data(name, tmp_p
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("quantize", [None, pytest.param("int8", marks=pytest.mark.slow)])
 def test_every_method_gives_a_size_or_a_reason(name, quantize):
     table = sizes(*tables(name), quantize=quantize)
     assert len(table) == len(embeddings.available()) * len(RATIOS)
