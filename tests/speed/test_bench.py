@@ -174,6 +174,24 @@ def test_the_table_in_main_memory_looks_up_the_same_rows():
     assert torch.equal(dlrm._Hosted(tables, "cpu")(ids), exact)
 
 
+def test_what_a_step_takes_above_its_floor_is_compared_round_by_round():
+    names = [dlrm.FLOOR, *dlrm.METHODS]
+    slower = [0, 40, 1]  # what befell the machine in a round meets all of it
+    rows = [
+        {"embedding": name, "work": work, "ms": 60 + place + late}
+        for late in slower
+        for work in ("training step", "request")
+        for place, name in enumerate(names)
+    ]
+    rows += [{"embedding": dlrm.BAGS, "work": "request", "ms": 100}]
+    table = report.bars(
+        report.Speed(pd.DataFrame(samples("pocketrec", [1.0])), pd.DataFrame(rows), pd.DataFrame(), {"device": "cpu"})
+    )
+    found = table.set_index("bar")["measured"]
+    above = [found[f"DLRM, training step, {name} above its MLPs"] for name in dlrm.METHODS]
+    assert above == [1, 2, 3]
+
+
 def test_on_a_gpu_bars_are_shares_of_a_copy():
     at = {"dim": 128, "batch": 65_536}
     rows = samples("pocketrec", [1.0], work="forward", bytes_needed=3e9, launch="CUDA graph", **at)
