@@ -252,7 +252,8 @@ def test_gradients_are_right(method):
     names, values = zip(*module.named_parameters(), strict=True)
     ids = torch.tensor([[0, 204, 2], [1, 204, 0], [1, 0, 0]])
     run = lambda *v: functional_call(module, dict(zip(names, v, strict=True)), (ids,))  # noqa: E731
-    assert torch.autograd.gradcheck(run, [v.detach().requires_grad_() for v in values])
+    many = sum(v.numel() for v in values) > 4000  # along random directions only
+    assert torch.autograd.gradcheck(run, [v.detach().requires_grad_() for v in values], fast_mode=many)
 
 
 def test_sparse_gradients_equal_dense_ones(method):
