@@ -97,3 +97,21 @@ def test_the_served_copy_shares_nothing_with_what_is_trained():
         tensor.zero_()
     torch.testing.assert_close(model(*inputs), before, rtol=0, atol=0)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("method", "ratio"), [("full", 1), ("robe", 4)])
+def test_compiles_in_one_piece_and_exports(method, ratio):
+    embedding = embeddings.build(method, cardinalities=CARDINALITIES, dim=8, ratio=ratio, seed=1)
+    model, (dense, ids) = DLRM(embedding, 4, bottom_mlp=[6], top_mlp=[7]), batch()
+    served = model.deploy()
+    expected = served(dense, ids)
+    compiled = torch.compile(served, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(dense, ids), expected)
+    torch.testing.assert_close(torch.export.export(served, (dense, ids)).module()(dense, ids), expected)
+    logits = torch.compile(model, fullgraph=True, backend="aot_eager")(dense, ids)
+    logits.sum().backward()
+    found = [weight.grad.clone() for weight in model.bottom.parameters()]
+    model.zero_grad()
+    model(dense, ids).sum().backward()
+    for one, other in zip(found, model.bottom.parameters(), strict=True):
+        torch.testing.assert_close(one, other.grad)
