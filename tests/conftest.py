@@ -26,7 +26,7 @@ def tiny():
 
 @pytest.fixture(autouse=True)
 def the_same_numbers():
-    """Draw the same numbers every time, and sum them in one order."""
+    """Draw the same numbers from torch's generator every time, and sum them in one order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)

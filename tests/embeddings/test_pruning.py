@@ -43,7 +43,7 @@ def test_elements_go_on_schedule(threshold):
     assert left[0] == 8005 * 16 and left[3] > left[5] > left[7] > left[9]
     assert left[9] == pytest.approx(keep, rel=1e-3)
     if threshold == "magnitude":  # a zero stays one
-        assert left == sorted(left, reverse=True) and left[9] == left[-1] == pytest.approx(keep, abs=2)  # ties
+        assert left == sorted(left, reverse=True) and keep - 2 <= left[9] == left[-1] <= keep  # equal ones go together
     # what is trained at the end is what is served
     torch.testing.assert_close(module.deploy()(ids), module.eval()(ids), rtol=0, atol=0)
     assert int((everything(module.deploy()) != 0).sum()) <= keep

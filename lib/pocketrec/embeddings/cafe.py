@@ -131,7 +131,7 @@ class Cafe(Embedding):
             (ids, gradient), self._seen = self._seen, None
             shared = (~self.whole).expand_as(ids)
             self._score(ids[shared], gradient[shared].norm(dim=1))
-        parts = self.config["refreshes"] + 1  # of the training; a refresh after the last would meet no training
+        parts = self.config["refreshes"] + 1  # of the training, which refreshes lie between: none comes after its end
         if step < total and step * parts // total > (step - 1) * parts // total:
             optimizer.reset(self.table.weight, self._refresh())
             self.sketch_scores *= self.config["decay"]

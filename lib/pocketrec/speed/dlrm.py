@@ -53,15 +53,28 @@ class Rival(nn.Module):
 
 
 class Nothing(Rival):
-    """Looks nothing up, and gets its gradient."""
+    """Looks nothing up: its vectors are there, and what becomes of their gradient costs nothing."""
 
     def __init__(self, cardinalities: Sequence[int], dim: int) -> None:
         super().__init__()
         self.cardinalities, self.out_dim = tuple(cardinalities), dim
-        self.rows = nn.Parameter(torch.zeros(1, len(cardinalities), dim))
+        self.nothing = nn.Parameter(torch.zeros(()))
+        self.held: dict[int, Tensor] = {}
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.rows.expand(len(ids), -1, -1)
+        if len(ids) not in self.held:
+            self.held[len(ids)] = torch.zeros(len(ids), len(self.cardinalities), self.out_dim, device=ids.device)
+        return _Held.apply(self.held[len(ids)], self.nothing)
+
+
+class _Held(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, nothing: Tensor) -> Tensor:
+        return vectors.view_as(vectors)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        return None, None
 
 
 class _Bags(Rival):
@@ -222,7 +235,7 @@ def _unpaired(model: DLRM) -> DLRM:
 def _training(model: DLRM, batches: Sequence[Tensor], lower: torch.dtype | None = None) -> Callable[[], Any]:
     """Return a training step: binary cross-entropy, SGD in place for tables and arrays, Adam for the rest.
 
-    In a `lower` dtype are the products of the MLPs and of the interaction.
+    In a `lower` dtype are the products of the MLPs.
     """
     optims = optimizers(model, table_optimizer="sgd", table_lr=LR, dense_lr=1e-3)
     for group in optims[-1].param_groups:

@@ -311,7 +311,7 @@ def bench(
         full, family, dim, batch, ids, rounds=rounds, patience=patience, device=device, rivals=rivals
     )
     folder = paths.RESULTS / "speed"
-    with process.machine():
+    with process.machine(waits=_waits):
         running.run(cardinalities, options, folder, add=add)
     from pocketrec.report import speed
 
@@ -408,8 +408,12 @@ def _measure(name: str, *, again: bool) -> None:
 
     suite = spec.load(name)
     if again or not measured.up_to_date(suite):
-        for path in measured.measure(suite):
+        for path in measured.measure(suite, _waits):
             _console().print(f"measured {path}", soft_wrap=True)
+
+
+def _waits() -> None:
+    typer.echo("waits for the runs of this machine to end", err=True)
 
 
 def _own_dashboard(name: str) -> str | None:

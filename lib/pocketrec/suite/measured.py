@@ -6,6 +6,7 @@ results/<suite>/measured/about.json        when, on what machine, by which code;
 
 import json
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -27,8 +28,10 @@ def up_to_date(suite: Suite) -> bool:
     return found["of"] == _of(suite)
 
 
-def measure(suite: Suite) -> list[Path]:
+def measure(suite: Suite, waits: Callable[[], None] = lambda: None) -> list[Path]:
     """Measure alone on the machine, keep every table, and return their files.
+
+    `waits` is called once if there are runs to wait for.
 
     Raises:
         UserError: for a suite without a paper.
@@ -37,7 +40,7 @@ def measure(suite: Suite) -> list[Path]:
         raise UserError(f"{suite.path}: has no `paper`, so there is nothing to measure but its runs")
     paper = import_module(f"pocketrec.papers.{suite.paper}")
     started, clock = record.now(), time.monotonic()
-    with process.machine():
+    with process.machine(waits=waits):
         tables = paper.measure(suite.folder)
     written = [_folder(suite) / f"{name}.parquet" for name in tables]
     for path, table in zip(written, tables.values(), strict=True):

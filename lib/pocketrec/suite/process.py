@@ -3,11 +3,11 @@
 import fcntl
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -63,20 +63,17 @@ def locked(
         os.close(handle)
 
 
-def _say() -> None:
-    print("waits for the runs of this machine to end", file=sys.stderr)
-
-
 @contextmanager
 def machine(
-    *, shared: bool = False, give_up: Callable[[], bool] = lambda: False, waits: Callable[[], None] = _say
+    *, shared: bool = False, give_up: Callable[[], bool] = lambda: False, waits: Callable[[], None] = _nothing
 ) -> Iterator[int]:
-    """Hold this machine as `locked` does, alone or with others, in the order of asking.
+    """Hold this machine as `locked` does, alone or together with others.
 
-    Without a queue those that share it would come and go, and one that wants it alone might wait for ever.
+    Whoever waits to have it alone lets no others in meanwhile: they come and go, and it might wait for ever.
     """
+    waits = cache(waits)  # says it once, of two locks
     with ExitStack() as held:
-        with locked(MACHINE_QUEUE, give_up=give_up, waits=waits):
+        with locked(MACHINE_QUEUE, shared=shared, give_up=give_up, waits=waits):
             handle = held.enter_context(locked(MACHINE_LOCK, shared=shared, give_up=give_up, waits=waits))
         yield handle
 

@@ -1,14 +1,15 @@
 // The dot products of all pairs of a sample's vectors, and the gradient of these vectors.
 //
-// A sample at a time: it stays in the first cache, its vectors side by side and turned, so that one product with itself
-// gives all pairs. The same bits for any number of threads.
+// A sample at a time, which stays in the first cache. Forward its vectors are turned, so that strips of all products
+// come from rows of vectors; backward the gradients of the products become a symmetric matrix, which multiplies them.
+// The same bits for any number of threads.
 #include "matrices.h"
 
 namespace {
 
-constexpr i64 LINE = 16;  // floats of which a line of products is a multiple
+constexpr i64 LINE = sizeof(Line) / sizeof(float);  // rows of products are padded to whole lines
 
-// Where the vectors of a sample begin: one of its own, or none, and those of its features.
+// The vectors of all samples: a first one each, or none, and those of the features.
 template <class T>
 struct Vectors {
   T *first, *others;
@@ -23,21 +24,21 @@ struct Vectors {
 void pack(float* out, i64 pairs, const float* products, i64 side, i64 count) {
   i64 at = 0;
   for (i64 row = 1; row < count; at += row++) {
-    if (at + round_up(row, LINE) > pairs) {
+    if (at + round_up(row, LINE) <= pairs) {  // what is too much later rows write over
+      for (i64 n = 0; n < row; n += LINE) {
+        *reinterpret_cast<Line*>(out + at + n) = *reinterpret_cast<const Line*>(products + row * side + n);
+      }
+    } else {
       copy<0>(out + at, products + row * side, row);
-      continue;
-    }
-    for (i64 n = 0; n < row; n += LINE) {  // what is too much the next row writes over
-      *reinterpret_cast<Line*>(out + at + n) = *reinterpret_cast<const Line*>(products + row * side + n);
     }
   }
 }
 
-// to = the symmetric matrix of which `gradient` is what lies below the diagonal, with a diagonal of 0.
-void unpack(float* to, i64 side, const float* gradient, i64 count) {
+// to[count, count] = the symmetric matrix of which `gradient` is what lies below the diagonal, with a diagonal of 0.
+void unpack(float* to, const float* gradient, i64 count) {
   for (i64 row = 0; row < count; ++row) {
-    for (i64 n = 0; n < row; ++n) to[row * side + n] = to[n * side + row] = *gradient++;
-    to[row * side + row] = 0;
+    for (i64 n = 0; n < row; ++n) to[row * count + n] = to[n * count + row] = *gradient++;
+    to[row * count + row] = 0;
   }
 }
 
@@ -69,17 +70,17 @@ extern "C" void pair_gradients(const float* gradient, const float* first, const 
   const Vectors<const float> vectors{first, others, features, width};
   const Vectors<float> out{of_first, of_others, features, width};
   team(threads, [=](int thread, int threads) {
-    const i64 count = vectors.count(), side = round_up(count, LINE), own = count - features;
+    const i64 count = vectors.count(), own = count - features;
     const i64 vector = vector_width(width), padded = round_up(width, vector);
-    float *const weights = memory<float, 0>(count * side), *const read = memory<float, 1>(count * padded);
+    float *const weights = memory<float, 0>(count * count), *const read = memory<float, 1>(count * padded);
     float* const found = memory<float, 2>(count * padded);
     with_width(width, [&](auto w) {
       constexpr int W = decltype(w)::value;
       in_pieces(batch, 1, thread, threads, [&](i64 sample, i64) {
-        unpack(weights, side, gradient + sample * vectors.pairs(), count);
+        unpack(weights, gradient + sample * vectors.pairs(), count);
         if (own) copy<W>(read, vectors.first + sample * width, width);
         for (i64 f = 0; f < features; ++f) copy<W>(read + (own + f) * padded, vectors.other(sample) + f * width, width);
-        multiply(vector, found, padded, weights, side, 1, read, padded, count, padded, count, false);
+        multiply(vector, found, padded, weights, count, 1, read, padded, count, padded, count, false);
         if (own) copy<W>(out.first + sample * width, found, width);
         for (i64 f = 0; f < features; ++f) copy<W>(out.other(sample) + f * width, found + (own + f) * padded, width);
       });
