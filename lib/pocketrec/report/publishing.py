@@ -1,6 +1,7 @@
 """What of a suite's results is small enough, and worth, to be kept in the repository."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from pocketrec.errors import UserError
@@ -25,7 +26,7 @@ def publish(suite_dir: str | Path, target: str | Path, question: str | None = No
     if done.empty:
         raise UserError(f"{suite_dir}: no run is done, so there is nothing to publish")
     kept = {*done.sort_values("ratio_requested", ascending=False).groupby(["method", "dataset"])["run"].first()}
-    new = target.with_name(f".{target.name}.new")
+    new = target.parent / ".new" / target.name  # pages take the suite's name from their folder
     shutil.rmtree(new, ignore_errors=True)
     for record in suite_dir.glob("runs/*/*/*/record.json"):
         folder = record.parent.relative_to(suite_dir)
@@ -42,4 +43,6 @@ def publish(suite_dir: str | Path, target: str | Path, question: str | None = No
     plots.auc_vs_ratio(results).savefig(new / "auc_vs_ratio.png", dpi=110)
     shutil.rmtree(target, ignore_errors=True)
     new.rename(target)
+    with suppress(OSError):  # another suite is being published
+        new.parent.rmdir()
     return target / "index.html"
