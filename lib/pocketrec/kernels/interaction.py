@@ -66,7 +66,7 @@ def _pair_vectors(vectors: Tensor, first: Tensor | None) -> Tensor:
     if functions is None:
         with torch.autocast(vectors.device.type, enabled=False):
             return plain(vectors, first)
-    vectors, first = vectors.contiguous(), None if first is None else first.contiguous()
+    vectors, first = _contiguous(vectors, first)
     threads = native.threads(vectors.numel() + out.numel())
     functions.pair_vectors(*native.pointers(first, vectors, out), *vectors.shape, threads)
     return out
@@ -77,29 +77,34 @@ def _gradients(gradient: Tensor, vectors: Tensor, first: Tensor | None) -> tuple
     if gradient.shape != room.shape:
         raise ValueError(f"the gradient of these pairs is {list(room.shape)}, got {list(gradient.shape)}")
     if functions is None:
-        together = _together(vectors, first)
-        batch, count, _ = together.shape
-        below = below_diagonal(count, together.device).expand(batch, -1)
-        flat = gradient.new_zeros(batch, count * count).scatter_(1, below, gradient)
-        weights = flat.view(batch, count, count)
         with torch.autocast(vectors.device.type, enabled=False):
-            found = (weights + weights.mT) @ together
-        of_first, of_vectors = found.split([count - vectors.shape[1], vectors.shape[1]], 1)
-        return of_vectors.clone(), of_first.flatten() if first is None else of_first.squeeze(1).clone()
-    gradient, vectors = gradient.contiguous(), vectors.contiguous()
+            return _plain_gradients(gradient, vectors, first)
+    gradient, vectors, first = _contiguous(gradient, vectors, first)
     of_vectors, of_first = _gradients_room(gradient, vectors, first)
     threads = native.threads(vectors.numel() + gradient.numel())
-    if first is None:
-        pointers = native.pointers(gradient, None, vectors, None, of_vectors)
-    else:
-        pointers = native.pointers(gradient, first := first.contiguous(), vectors, of_first, of_vectors)
+    pointers = native.pointers(gradient, first, vectors, of_first, of_vectors)
     functions.pair_gradients(*pointers, *vectors.shape, threads)
     return of_vectors, of_first
+
+
+def _plain_gradients(gradient: Tensor, vectors: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
+    together = _together(vectors, first)
+    batch, count, _ = together.shape
+    below = below_diagonal(count, together.device).expand(batch, -1)
+    weights = gradient.new_zeros(batch, count * count).scatter_(1, below, gradient).view(batch, count, count)
+    found = (weights + weights.mT) @ together
+    if first is None:
+        return found, found.new_empty(0)
+    return found[:, 1:].clone(), found[:, 0].clone()
 
 
 def _gradients_room(gradient: Tensor, vectors: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return memory for both gradients; that of a first vector which is not there is empty."""
     return vectors.new_empty(vectors.shape), vectors.new_empty(0 if first is None else first.shape)
+
+
+def _contiguous(*given: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in given]
 
 
 def _functions(*floats: Tensor | None) -> Any:

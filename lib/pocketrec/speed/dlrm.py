@@ -63,7 +63,8 @@ class Nothing(Rival):
 
     def forward(self, ids: Tensor) -> Tensor:
         if len(ids) not in self.held:
-            self.held[len(ids)] = torch.zeros(len(ids), len(self.cardinalities), self.out_dim, device=ids.device)
+            with torch.inference_mode(False):  # a training may come after a request
+                self.held[len(ids)] = torch.zeros(len(ids), len(self.cardinalities), self.out_dim, device=ids.device)
         return _Held.apply(self.held[len(ids)], self.nothing)
 
 
