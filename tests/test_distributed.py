@@ -26,6 +26,9 @@ NEEDS_TORCHREC = pytest.mark.skipif(
 )
 
 
+SGD = {"table_optimizer": "sgd", "dense_optimizer": "sgd", "table_lr": 1.0, "dense_lr": 0.1}
+
+
 def build(dataset, method="robe", ratio=4.0):
     embedding = embeddings.build(method, cardinalities=dataset.cardinalities, dim=16, ratio=ratio, seed=0)
     return models.DLRM(embedding, dataset.num_dense, [8], [8])
@@ -50,7 +53,7 @@ def assert_same(one, two):
 @pytest.mark.parametrize(
     ("method", "arguments"),
     [
-        ("robe", {"table_optimizer": "sgd", "dense_optimizer": "sgd", "dense_lr": 0.05, "epochs": 2}),
+        ("robe", SGD | {"epochs": 2}),
         ("low_dim", {"keep": "last"}),  # rows, whose gradients are sparse
         ("tt_rec", {}),
     ],
@@ -68,7 +71,8 @@ def test_a_last_batch_smaller_than_the_processes(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"full", "robe", "low_dim", "tt_rec", "cafe", "mgqe"}))
 def test_every_method_learns_as_alone(tiny, method):
-    assert_same(*(train(tiny, nproc, method, keep="last") for nproc in (1, 2)))
+    """With SGD, which sees the size of a gradient: Adagrad sees its sign alone at first, which rounding can turn."""
+    assert_same(*(train(tiny, nproc, method, keep="last", **SGD) for nproc in (1, 2)))
 
 
 @NEEDS_TORCHREC
