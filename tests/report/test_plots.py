@@ -55,6 +55,17 @@ def test_thirty_labels_stay_beside_the_axis(results):
         assert all(inside.y0 - 9 < text.get_window_extent().y0 < inside.y1 for text in ax.texts)
 
 
+def test_a_crowd_has_no_bands_and_a_marker_beside_every_name(results):
+    crowd = pd.concat([results.assign(variant=f"dim={dim}") for dim in range(3)])
+    few, many = (plots.auc_vs_ratio(rows).axes[0] for rows in (results, crowd))
+    assert any(len(band.get_paths()) for band in few.collections)
+    assert not any(len(band.get_paths()) for band in many.collections)
+    assert few.get_ylabel() == "Test AUC (mean, 95 % band)" and many.get_ylabel() == "Test AUC (mean over seeds)"
+    labels = [text for text in many.texts if "best reachable" not in text.get_text()]
+    markers = [line for line in many.lines if line.get_transform() != many.transData and line.get_marker() != "None"]
+    assert len(markers) == len(labels) - 1  # the baseline is a line
+
+
 def test_variants_are_told_apart_and_in_the_order_of_their_numbers(suite):
     curves = report.load_curves(suite)
     many = pd.concat([curves.assign(variant=f"dim={dim}") for dim in (16, 2, 32, 4, 8)])

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from pocketrec.report.columns import METRICS, TIE, natural, times
 from pocketrec.report.results import is_baseline, is_full
@@ -44,6 +45,7 @@ FULL = ("#7b8794", "o")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f6bb8", "#8c613c")
 _MARKERS = ("s", "D", "^", "v", "P", "X", "<", ">")
 _DASHES = ("-", (0, (4, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)))  # one a variant; then with another marker
+CROWD = 6  # lines of a panel; where there are more, their bands would hide them
 _WORDS = {"table_lr": "learning rate of the tables"}  # for parameters that are searched
 _KNOWN = ("robe", "hashing", "low_dim", "quotient_remainder", "tt_rec", "mlet", "cce", "cafe")
 _KNOWN += ("dhe", "dpq", "hash_embeddings", "memcom", "mgqe", "mixed_dim", "pruning", "pss")
@@ -139,7 +141,7 @@ def put_title(ax: Axes, text: str, width: int) -> None:
 
 @house_style
 def auc_vs_ratio(results: pd.DataFrame, method: str = "") -> Figure:
-    """Test AUC against the achieved ratio, a panel a dataset; bands are 95 % intervals over seeds.
+    """Test AUC against the achieved ratio, a panel a dataset; bands are 95 % intervals over seeds, where few lines are.
 
     With a `method`, the others are grey lines without a name, and the title is about that method.
     """
@@ -161,9 +163,11 @@ def _tradeoff(results: pd.DataFrame, x: str, finding: Callable[[pd.DataFrame], s
     tall = max(3.9, 0.26 * cells.groupby("dataset")["label"].nunique().max() + 1.2)
     figure, axes = panels(len(datasets), 5.6 + _room(cells["label"]), tall)
     for ax, dataset in zip(axes, datasets, strict=True):
-        ax.set(xscale="log", xlabel=METRICS[x].axis, ylabel="Test AUC (mean, 95 % band)")
         shown = cells[cells["dataset"] == dataset]
         meant = is_full(shown) | (shown["method"] == method) | (method == "")
+        crowded = shown.loc[meant, "label"].nunique() > CROWD
+        ax.set(xscale="log", xlabel=METRICS[x].axis)
+        ax.set_ylabel("Test AUC (mean over seeds)" if crowded else "Test AUC (mean, 95 % band)")
         for rows, *_ in _lines(shown[~meant]):
             rows = rows.sort_values("ratio_requested")
             ax.plot(rows["x"], rows["auc"], color=GRID, linewidth=1.4, marker="o", markersize=3, zorder=1)
@@ -173,7 +177,8 @@ def _tradeoff(results: pd.DataFrame, x: str, finding: Callable[[pd.DataFrame], s
         else:
             log_axis(ax, shown["x"], "{:,.3g}".format)
             ax.invert_xaxis()  # compression grows to the right, as with ratios
-        _tradeoff_panel(ax, shown[meant], x)
+        drawn = shown[meant]
+        _tradeoff_panel(ax, drawn.assign(auc_ci=drawn["auc_ci"].where(is_baseline(drawn) | (not crowded))), x)
         rows = results[results["dataset"] == dataset]
         rows = rows[is_full(rows) | (rows["method"] == method)] if method else rows
         put_title(ax, f"{dataset}: {finding(rows)}", 52)
@@ -285,14 +290,14 @@ def _lines(frame: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str | tuple, str
             yield method[method["variant"] == variant], _DASHES[place % len(_DASHES)], marker
 
 
-def _series(ax: Axes, rows: pd.DataFrame, dash: str | tuple, marker: str) -> tuple[float, str, str]:
-    """Draw one line with its band; return height, text and colour for the label of its compressed end."""
+def _series(ax: Axes, rows: pd.DataFrame, dash: str | tuple, marker: str) -> tuple[float, str, str, str]:
+    """Draw one line with its band; return height, text, colour and marker for the label of its compressed end."""
     rows = rows.sort_values("ratio_requested")
     hue = colour(rows["method"].iloc[0])
     ax.plot(rows["x"], rows["auc"], marker=marker, color=hue, ls=dash, markersize=7, linewidth=1.8, mew=0)
     _band(ax, rows["x"], rows["auc"], rows["auc_ci"].where(rows["auc_n"] >= ENOUGH), hue)
     last = rows.iloc[-1]
-    return last["auc"], last["label"], hue
+    return last["auc"], last["label"], hue, marker
 
 
 def _band(ax: Axes, x: pd.Series, mean: pd.Series, half: pd.Series, colour: str) -> None:
@@ -366,15 +371,19 @@ def _spread(ax: Axes, heights: list[float]) -> list[float]:
             if overlap > 1e-9:
                 placed[below] -= overlap / 2
                 placed[above] += overlap / 2
-    return [seen.inverted().transform((0, height))[1] for height in placed]
+    return [seen.inverted().transform((0, min(max(height, 0), 1)))[1] for height in placed]
 
 
-def label_right(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Write (height, text, colour) beside the right edge, none over another."""
-    for height, (_, text, colour) in zip(_spread(ax, [end[0] for end in ends]), ends, strict=True):
-        ax.annotate(
-            text, (1, height), (6, 0), ("axes fraction", "data"), textcoords="offset points", color=colour, va="center"
-        )
+def label_right(ax: Axes, ends: list[tuple[float, str, str] | tuple[float, str, str, str]]) -> None:
+    """Write (height, text, colour) beside the right edge, none over another, with the marker of those that name it."""
+    indent = 18 if any(len(end) > 3 for end in ends) else 6
+    beside = ax.get_yaxis_transform() + ScaledTranslation(10 / 72, 0, ax.figure.dpi_scale_trans)
+    for height, (_, text, colour, *marker) in zip(_spread(ax, [end[0] for end in ends]), ends, strict=True):
+        style = {"textcoords": "offset points", "color": colour, "va": "center"}
+        ax.annotate(text, (1, height), (indent, 0), ("axes fraction", "data"), **style)
+        for shape in marker:
+            mark = Line2D([1], [height], color=colour, marker=shape, markersize=5.5, mew=0, transform=beside)
+            ax.add_artist(mark).set_clip_on(False)
 
 
 @house_style
@@ -426,7 +435,7 @@ def _peak(rows: pd.DataFrame) -> str:
 
 def _curve_panel(ax: Axes, rows: pd.DataFrame) -> bool:
     """Draw a line a method and the best reachable score; tell whether that is in the picture."""
-    heights, crowded = [], rows["label"].nunique() > 6
+    heights, crowded = [], rows["label"].nunique() > CROWD
     for line, dash, marker in _lines(rows):
         points = line.groupby("samples")["validation_auc"].agg(["mean", "std", "count"]).reset_index()
         hue, mean = colour(line["method"].iloc[0]), points["mean"]
