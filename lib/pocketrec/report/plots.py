@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import wraps
 from itertools import pairwise
+from typing import NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -81,6 +82,15 @@ _STYLE = sns.axes_style("ticks") | {
 }
 
 
+class End(NamedTuple):
+    """Where a line ends at the right, and what is written beside it; without a marker that is a line across."""
+
+    height: float
+    text: str
+    colour: str
+    marker: str = ""
+
+
 def look(method: str) -> tuple[str, str]:
     """Return the method's colour and marker. One without a place of its own gets it from its name."""
     if method == "full":
@@ -141,7 +151,7 @@ def put_title(ax: Axes, text: str, width: int) -> None:
 
 @house_style
 def auc_vs_ratio(results: pd.DataFrame, method: str = "") -> Figure:
-    """Test AUC against the achieved ratio, a panel a dataset; bands are 95 % intervals over seeds, where few lines are.
+    """Test AUC against the achieved ratio, a panel a dataset; a few lines have bands, 95 % intervals over seeds.
 
     With a `method`, the others are grey lines without a name, and the title is about that method.
     """
@@ -290,14 +300,14 @@ def _lines(frame: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, str | tuple, str
             yield method[method["variant"] == variant], _DASHES[place % len(_DASHES)], marker
 
 
-def _series(ax: Axes, rows: pd.DataFrame, dash: str | tuple, marker: str) -> tuple[float, str, str, str]:
-    """Draw one line with its band; return height, text, colour and marker for the label of its compressed end."""
+def _series(ax: Axes, rows: pd.DataFrame, dash: str | tuple, marker: str) -> End:
+    """Draw one line with its band; return its compressed end."""
     rows = rows.sort_values("ratio_requested")
     hue = colour(rows["method"].iloc[0])
     ax.plot(rows["x"], rows["auc"], marker=marker, color=hue, ls=dash, markersize=7, linewidth=1.8, mew=0)
     _band(ax, rows["x"], rows["auc"], rows["auc_ci"].where(rows["auc_n"] >= ENOUGH), hue)
     last = rows.iloc[-1]
-    return last["auc"], last["label"], hue, marker
+    return End(last["auc"], last["label"], hue, marker)
 
 
 def _band(ax: Axes, x: pd.Series, mean: pd.Series, half: pd.Series, colour: str) -> None:
@@ -308,16 +318,16 @@ def _band(ax: Axes, x: pd.Series, mean: pd.Series, half: pd.Series, colour: str)
     ax.errorbar(x[alone], mean[alone], half[alone], color=colour, linestyle="none", linewidth=1.2, capsize=3)
 
 
-def lines_across(ax: Axes, cells: pd.DataFrame) -> list[tuple[float, str, str]]:
-    """Draw the baseline with its band and the best reachable AUC; return (height, text, colour) of each."""
+def lines_across(ax: Axes, cells: pd.DataFrame) -> list[End]:
+    """Draw the baseline with its band and the best reachable AUC; return the end of each."""
     found = []
     for row in cells[is_baseline(cells)].to_dict("records"):
         ax.axhline(row["auc"], color=FULL[0], linewidth=1.8)
         half = 0 if pd.isna(row["auc_ci"]) else row["auc_ci"]
         ax.axhspan(row["auc"] - half, row["auc"] + half, color=FULL[0], alpha=0.16, linewidth=0)
-        found.append((row["auc"], row["label"], FULL[0]))
+        found.append(End(row["auc"], row["label"], FULL[0]))
     if _ceiling(ax, cells["bayes_auc"].mean(), cells["auc"]):
-        found.append((cells["bayes_auc"].mean(), "ceiling", INK))
+        found.append(End(cells["bayes_auc"].mean(), "ceiling", INK))
     return found
 
 
@@ -365,24 +375,24 @@ def _spread(ax: Axes, heights: list[float]) -> list[float]:
     order = sorted(range(len(heights)), key=heights.__getitem__)
     placed = [seen.transform((left, height))[1] for height in heights]
     for _ in range(500):
-        placed = [min(max(height, 0), 1) for height in placed]
         for below, above in pairwise(order):
             overlap = gap - (placed[above] - placed[below])
             if overlap > 1e-9:
                 placed[below] -= overlap / 2
                 placed[above] += overlap / 2
-    return [seen.inverted().transform((0, min(max(height, 0), 1)))[1] for height in placed]
+        placed = [min(max(height, 0), 1) for height in placed]
+    return [seen.inverted().transform((0, height))[1] for height in placed]
 
 
-def label_right(ax: Axes, ends: list[tuple[float, str, str] | tuple[float, str, str, str]]) -> None:
-    """Write (height, text, colour) beside the right edge, none over another, with the marker of those that name it."""
-    indent = 18 if any(len(end) > 3 for end in ends) else 6
+def label_right(ax: Axes, ends: list[End]) -> None:
+    """Write what lines are called beside the right edge, with their markers, no text over another."""
+    indent = 18 if any(end.marker for end in ends) else 6
     beside = ax.get_yaxis_transform() + ScaledTranslation(10 / 72, 0, ax.figure.dpi_scale_trans)
-    for height, (_, text, colour, *marker) in zip(_spread(ax, [end[0] for end in ends]), ends, strict=True):
-        style = {"textcoords": "offset points", "color": colour, "va": "center"}
-        ax.annotate(text, (1, height), (indent, 0), ("axes fraction", "data"), **style)
-        for shape in marker:
-            mark = Line2D([1], [height], color=colour, marker=shape, markersize=5.5, mew=0, transform=beside)
+    for height, end in zip(_spread(ax, [end.height for end in ends]), ends, strict=True):
+        style = {"textcoords": "offset points", "color": end.colour, "va": "center"}
+        ax.annotate(end.text, (1, height), (indent, 0), ("axes fraction", "data"), **style)
+        if end.marker:
+            mark = Line2D([1], [height], color=end.colour, marker=end.marker, markersize=5.5, mew=0, transform=beside)
             ax.add_artist(mark).set_clip_on(False)
 
 

@@ -34,6 +34,7 @@ from pocketrec.report.plots import (
     GRID,
     INK,
     MUTED,
+    End,
     colour,
     house_style,
     label_right,
@@ -333,10 +334,11 @@ def _learning_panel(ax: Axes, points: pd.DataFrame) -> None:
             stats.index, stats["mean"] - half, stats["mean"] + half, color=hues[cell], alpha=0.2, linewidth=0
         )
         row = dict(zip(("method", "variant", "ratio_requested"), cell, strict=True))
-        ends.append((stats["mean"].iloc[-1], "full" if cell[0] == "full" else _cell_name(row), hues[cell]))
+        name = "full" if cell[0] == "full" else _cell_name(row)
+        ends.append(End(stats["mean"].iloc[-1], name, hues[cell]))
     if points["bayes_auc"].notna().any():
         ax.axhline(points["bayes_auc"].mean(), color=INK, linewidth=1.2, linestyle=CEILING)
-        ends.append((points["bayes_auc"].mean(), "best reachable", INK))
+        ends.append(End(points["bayes_auc"].mean(), "best reachable", INK))
     epochs = points["epoch"].max()
     if epochs > 1:
         for epoch in range(1, int(np.ceil(epochs))):

@@ -285,7 +285,7 @@ def loss(evidence: Evidence) -> Figure:
         ax.set_yscale("symlog", linthresh=2 * LOSS, linscale=0.8)
         ax.axhline(0, color=plots.FULL[0], linewidth=1.8)
         ax.axhline(-LOSS, color=INK, linewidth=1.2, linestyle=CEILING)
-        ends = [(0, "full", plots.FULL[0]), *_lines(ax, rows, evidence)]
+        ends = [plots.End(0, "full", plots.FULL[0]), *_lines(ax, rows, evidence)]
         low, high = min(rows["y"].min(), -2 * LOSS), max(rows["y"].max(), LOSS)
         ax.set(xscale="log", xlabel="Compression achieved (×)", ylim=(1.6 * low, 1.6 * high))
         ax.set_ylabel("AUC − full table (paired by seed, 95 % band)")
@@ -296,8 +296,8 @@ def loss(evidence: Evidence) -> Figure:
     return figure
 
 
-def _lines(ax: Axes, cells: pd.DataFrame, evidence: Evidence) -> list[tuple[float, str, str]]:
-    """Draw `y` with a band of `half` where three seeds or more make one; return height, name and colour of each."""
+def _lines(ax: Axes, cells: pd.DataFrame, evidence: Evidence) -> list[plots.End]:
+    """Draw `y` with a band of `half` where three seeds or more make one; return the end of each line."""
     ends = []
     blocks = sorted(cells.loc[cells["method"] == ROBE, "variant"].unique(), key=_size)
     shades = dict(zip(blocks, sns.light_palette(colour("robe"), len(blocks) + 2)[2:], strict=True))
@@ -312,7 +312,8 @@ def _lines(ax: Axes, cells: pd.DataFrame, evidence: Evidence) -> list[tuple[floa
         seeds = line["seeds"] if "seeds" in line else line["n"]
         half = line["half"].where(seeds >= 3, 0).fillna(0)
         ax.fill_between(x, line["y"] - half, line["y"] + half, color=hue, alpha=0.18, linewidth=0)
-        ends.append((line["y"].iloc[-1], f"robe {variant}" if method == ROBE else method, hue))
+        name = f"robe {variant}" if method == ROBE else method
+        ends.append(plots.End(line["y"].iloc[-1], name, hue, marker))
     return ends
 
 
