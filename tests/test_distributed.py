@@ -18,7 +18,6 @@ from pocketrec import embeddings, models
 from pocketrec.distributed import Died, progress
 from pocketrec.embeddings import METHODS
 from pocketrec.errors import UserError
-from pocketrec.measure import sizes
 from pocketrec.training import evaluate, fit, predict, save
 
 NEEDS_TORCHREC = pytest.mark.skipif(
@@ -89,7 +88,7 @@ def test_the_full_table_in_parts_learns_as_the_whole(tiny, tmp_path, table_optim
     assert together[0]["validation"]["auc"] == pytest.approx(max(two[1].frame().validation_auc), rel=1e-6)
     assert together[0]["test"] == pytest.approx(alone[0]["test"], rel=2e-4)
     written = save(str(tmp_path), served[1], two[1], together[1])["file_bytes"]
-    assert written == sizes(two[0], 1, None)["inference_bytes"] == 4 * 16 * sum(tiny.cardinalities)
+    assert written == two[0].sizes(1)["inference_bytes"] == 4 * 16 * sum(tiny.cardinalities)
 
 
 class Fails(models.DLRM):

@@ -37,17 +37,6 @@ def test_a_batch_larger_than_the_test_set_goes_through_it_again(tiny):
     assert len(measure._test_batches(tiny, 1, 64, "cpu")) == 64
 
 
-def test_sizes_are_real_bytes(tiny):
-    embedding = embeddings.build("robe", cardinalities=tiny.cardinalities, dim=16, ratio=10)
-    model = models.DLRM(embedding, tiny.num_dense, [8], [8])
-    sizes = measure.sizes(model, 10)
-    assert sizes["full_bytes"] == 4 * 16 * sum(tiny.cardinalities)
-    assert sizes["inference_bytes"] == 4 * len(embedding.array.weight) <= sizes["budget_bytes"]
-    dense = sum(p.numel() * 4 for name, p in model.named_parameters() if not name.startswith("embedding"))
-    assert sizes["dense_bytes"] == dense
-    assert sizes["model_ratio"] == pytest.approx((sizes["full_bytes"] + dense) / (sizes["inference_bytes"] + dense))
-
-
 def test_zipf_ids_stay_in_their_tables_and_prefer_the_first():
     ids = measure.zipf_ids([1, 10, 1_000_000], 20_000)
     assert ids.min() == 0 and (ids.max(0).values < torch.tensor([1, 10, 1_000_000])).all()

@@ -104,6 +104,21 @@ def test_a_loss_that_is_not_finite_is_divergence(tiny):
         fit(model, tiny, batch_size=256)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_break_in_the_last_step_are_divergence(tiny):
+    with pytest.raises(Diverged, match="validation rows is not a number"):
+        fit(
+            build(tiny),
+            tiny,
+            batch_size=10_000,
+            epochs=1,
+            table_optimizer="sgd",
+            table_lr=1e38,
+            dense_optimizer="sgd",
+            dense_lr=1e38,
+        )
+
+
 def test_wrong_choices_are_refused(tiny):
     with pytest.raises(ValueError, match="'best' or 'last', got 'first'"):
         fit(build(tiny), tiny, keep="first")

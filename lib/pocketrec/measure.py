@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pocketrec import embeddings
 from pocketrec.data import Batch, Dataset
 
 
@@ -123,28 +122,6 @@ def zipf_ids(cardinalities: Sequence[int], rows: int, exponent: float = 1.05, se
     power = 1 - exponent
     rank = ((((n + 1) ** power - 1) * u + 1) ** (1 / power)).long() - 1
     return rank.clamp(min=0).minimum(n.long() - 1)
-
-
-def sizes(model: nn.Module, ratio: float, quantize: str | None = None) -> dict[str, float]:
-    """Return real bytes and ratios of a model for its record.
-
-    ratio_achieved counts the embedding alone (full float32 tables over the inference form), model_ratio
-    the MLPs as well: at 10,000x those are the larger part.
-    """
-    storage = model.embedding.storage(quantize)
-    full = embeddings.full_bytes(model.embedding.cardinalities, model.embedding.dim)
-    dense = sum(t.numel() * t.element_size() for t in model.dense_state().values())
-    return {
-        "full_bytes": full,
-        "budget_bytes": full / ratio,
-        "ratio_requested": ratio,
-        "ratio_achieved": full / storage.inference_bytes,
-        "inference_bytes": storage.inference_bytes,
-        "training_bytes": storage.training_bytes,
-        "optimizer_bytes": storage.optimizer_bytes,
-        "dense_bytes": dense,
-        "model_ratio": (full + dense) / (storage.inference_bytes + dense),
-    }
 
 
 def peak_memory() -> dict[str, int]:

@@ -305,7 +305,7 @@ def _evaluate(state: State, dataset: Dataset, keep: str, device: str) -> None:
 def predict(model: nn.Module, dataset: Dataset, split: str, device: str | None = None) -> tuple[Tensor, Tensor]:
     """Return the probabilities of a split, float64 [rows], and its labels, float32 [rows], on the CPU.
 
-    `device` is where the model lies; its embedding tells where none is given.
+    `device` is where the model lies; its embedding tells where none is given. Raises `Diverged` for what is no number.
     """
     device = device or str(model.embedding.limits.device)
     training = model.training
@@ -321,7 +321,10 @@ def predict(model: nn.Module, dataset: Dataset, split: str, device: str | None =
         model.embedding.check_ids()
     if not labels:
         return torch.empty(0), torch.empty(0)
-    return torch.cat(probabilities), torch.cat(labels)
+    probabilities = torch.cat(probabilities)
+    if not probabilities.isfinite().all():
+        raise Diverged(f"a prediction of the {split} rows is not a number")
+    return probabilities, torch.cat(labels)
 
 
 def evaluate(

@@ -47,6 +47,16 @@ def test_what_one_table_cannot_have_names_it():
         embeddings.build("quotient_remainder", cardinalities=[100, 3670], dim=32, ratio=100, apart=True)
 
 
-def test_tables_of_different_widths_are_refused():
-    with pytest.raises(ValueError, match="one width"):
-        embeddings.build("low_dim", cardinalities=TABLES, dim=32, ratio=2, apart=True, projection=False)
+@pytest.mark.parametrize(("method", "ratio", "knobs"), [("low_dim", 2, {"projection": False}), ("mlet", 4, {})])
+def test_narrower_tables_end_in_zeros(method, ratio, knobs):
+    module = embeddings.build(method, cardinalities=TABLES, dim=32, ratio=ratio, apart=True, **knobs)
+    widths = [part.out_dim for part in module.parts]
+    rows = module(torch.zeros(3, len(TABLES), dtype=torch.long))
+    assert min(widths) < max(widths) == module.out_dim == rows.shape[2]
+    for t, width in enumerate(widths):
+        assert rows[:, t, :width].any() and not rows[:, t, width:].any()
+        assert torch.equal(module.materialize(t, slice(0, 1)), rows[:1, t])
+
+
+def test_pruned_tables_apart_keep_their_zeros():
+    assert embeddings.build("pruning", cardinalities=TABLES, dim=32, ratio=4, apart=True).keeps_zeros

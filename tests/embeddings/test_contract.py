@@ -183,6 +183,13 @@ def test_quantised_form(method, quantize, steps, tmp_path):
     assert torch.equal(deployed(ids), exact) != smaller  # rows of one or two numbers stay as they are
 
 
+def test_codes_stay_what_they_are_called(method):
+    served = make(method).deploy("int8")
+    assert served.deploy().quantize == served.deploy("int8").quantize == "int8"
+    with pytest.raises(UserError, match="int8 codes already"):
+        served.deploy("int4")
+
+
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_the_budget_binds_the_quantised_form(method, quantize):
     cardinalities, dim, ratio = [300, 5000, 7], 64, 2 if method == "full" else 8

@@ -106,3 +106,13 @@ def test_a_saved_module_is_loaded_without_encoding(tmp_path, monkeypatch):
     monkeypatch.undo()
     ids = torch.tensor([[7, 2, 9]])
     assert torch.equal(loaded(ids), module.eval()(ids))
+
+
+def test_a_served_copy_keeps_its_head_while_training_goes_on():
+    module = build("mgqe", 4)
+    assert module.config["head"]
+    served, ids = module.deploy(), torch.stack([torch.arange(2000) % n for n in CARDINALITIES], 1)
+    before = served(ids)
+    module.train()(ids)
+    module.adapt(10, 20, None)
+    assert not torch.equal(module.head_ids, served.head_ids) and torch.equal(served(ids), before)

@@ -110,3 +110,33 @@ def test_no_file_takes_the_name_of_a_method(tmp_path, monkeypatch, body, message
     monkeypatch.delitem(sys.modules, "pocketrec.embeddings.two", raising=False)
     with pytest.raises(UserError, match=message):
         embeddings._discover()
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "message"),
+    [
+        ("dpq", {"bits": 9}, "bits be 1 to 8"),
+        ("dpq", {"groups": 3}, "groups must divide dim = 16"),
+        ("mgqe", {"head_share": 1.5}, "head_share must lie between"),
+        ("hash_embeddings", {"weights": 0}, "must be at least 1"),
+        ("hash_embeddings", {"hashes": 0}, "must be at least 1"),
+        ("robe", {"init_scale": 0}, "init_scale must be above 0"),
+        ("pss", {"init_scale": -1.0}, "init_scale must be above 0"),
+        ("tt_rec", {"tables": 1, "threshold": 400}, "give `tables`"),
+        ("tt_rec", {"tables": -1}, "give `tables`"),
+        ("dhe", {"layers": 0}, "layers and hashes must be"),
+        ("cce", {"clusterings": -1}, "between 0 and 255"),
+        ("cce", {"clusterings": 256}, "between 0 and 255"),
+    ],
+)
+def test_a_knob_without_a_meaning_is_refused(name, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, 4, **knobs)
+
+
+def test_what_just_fits_is_found():
+    tiny = embeddings.build("mixed_dim", cardinalities=[1, 1], dim=16, ratio=1)
+    assert tiny.config["widths"] == [16, 16]
+    rows = [1000] * 26
+    budget_of_35_rows = embeddings.build("cafe", cardinalities=rows, dim=16, ratio=full_bytes(rows, 16) / (35 * 64))
+    assert budget_of_35_rows.storage().inference_bytes <= 35 * 64

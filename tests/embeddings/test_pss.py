@@ -61,6 +61,14 @@ def test_arrays_of_their_own_share_nothing_and_keep_small_tables():
     assert whole.materialize(1).abs().flatten().unique().numel() > 0.9 * 64 * 5000  # a hash: 0.63
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_table_that_fits_whole_is_kept_where_it_is_the_only_one(apart):
+    knobs = {"scope": "per table", "sign": False, "apart": apart}
+    alone = embeddings.build("pss", cardinalities=[1000], dim=4, ratio=1, **knobs)
+    assert alone.materialize(0).flatten().unique().numel() > 0.99 * 4000  # a hash: 0.63
+    assert torch.equal(alone(torch.arange(1000).unsqueeze(1))[:, 0], alone.materialize(0))
+
+
 def test_wrong_knobs_are_refused():
     for knobs in ({"mapping": "column"}, {"scope": "both"}):
         with pytest.raises(ValueError, match="mapping must be one of"):

@@ -1,6 +1,9 @@
 """Tensor trains: the C++ and its plain PyTorch twin against autograd of the formula in float64."""
 
 import itertools
+import os
+import subprocess
+import sys
 from math import prod
 
 import pytest
@@ -181,6 +184,19 @@ def test_the_same_bits_for_any_number_of_threads(rank, factors, adagrad):
         results.append([read, *cores, *totals])
     for one, other in itertools.pairwise(results):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_every_slice_is_trained_by_fewer_threads_than_asked_for():
+    code = (
+        "import torch; from pocketrec.kernels import tensor_train as tt; torch.set_num_threads(2); "
+        "radices = torch.tensor([[20, 20, 20]]); ids = torch.arange(8000).unsqueeze(1); "
+        "cores = [torch.ones(20, n) for n in (16, 128, 32)]; "
+        "tt.train(cores, [], torch.ones(8000, 1, 16), ids, None, radices, (2, 2, 4), 0.1, 1e-8); "
+        "assert all((core != 1).any(1).all() for core in cores), [int((core != 1).any(1).sum()) for core in cores]"
+    )
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_lookup_gives_the_same_bits_in_any_batch():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pocketrec import embeddings, models
+from pocketrec.embeddings.base import generator
 from pocketrec.models import DLRM
 
 CARDINALITIES = [11, 5, 300]
@@ -115,3 +116,21 @@ def test_compiles_in_one_piece_and_exports(method, ratio):
     model(dense, ids).sum().backward()
     for one, other in zip(found, model.bottom.parameters(), strict=True):
         torch.testing.assert_close(one, other.grad)
+
+
+def test_sizes_are_real_bytes(tiny):
+    embedding = embeddings.build("robe", cardinalities=tiny.cardinalities, dim=16, ratio=10)
+    model = DLRM(embedding, tiny.num_dense, [8], [8])
+    sizes = model.sizes(10)
+    assert sizes["full_bytes"] == 4 * 16 * sum(tiny.cardinalities)
+    assert sizes["inference_bytes"] == 4 * len(embedding.array.weight) <= sizes["budget_bytes"]
+    dense = sum(p.numel() * 4 for name, p in model.named_parameters() if not name.startswith("embedding"))
+    assert sizes["dense_bytes"] == dense
+    assert sizes["model_ratio"] == pytest.approx((sizes["full_bytes"] + dense) / (sizes["inference_bytes"] + dense))
+
+
+def test_mlps_draw_from_a_stream_that_no_table_draws_from():
+    embedding = embeddings.build("full", cardinalities=[50], dim=16, seed=0)
+    weight = DLRM(embedding, 13, [64], [8], seed=0).bottom[0].weight.detach().flatten()
+    of_the_tables = torch.randn(len(weight), generator=generator(0))
+    assert torch.corrcoef(torch.stack([weight, of_the_tables]))[0, 1].abs() < 0.2

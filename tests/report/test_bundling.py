@@ -1,5 +1,7 @@
 """One file to send: whole, without the sender's name, and good enough to compare with."""
 
+import json
+import shutil
 import socket
 import zipfile
 from pathlib import Path
@@ -50,6 +52,18 @@ def test_words_that_only_contain_a_name_stay(monkeypatch):
     monkeypatch.setattr("getpass.getuser", lambda: "ana")
     monkeypatch.setattr("socket.gethostname", lambda: "lab")
     assert anonymous("ana on lab: analysis, label, banana") == "user on host: analysis, label, banana"
+
+
+def test_the_keys_of_a_record_stay_whoever_sends_it(monkeypatch):
+    monkeypatch.setattr("getpass.getuser", lambda: "test")
+    monkeypatch.setattr(Path, "home", lambda: Path("/"))
+    found = json.loads(anonymous('{"test": {"auc": 0.5}, "by": ["https://x", "test"]}'))
+    assert found == {"test": {"auc": 0.5}, "by": ["https://x", "user"]}
+
+
+def test_a_name_with_a_dot_keeps_all_of_it(suite, tmp_path):
+    path, _ = report.bundle(shutil.copytree(suite, tmp_path / "exp1.5"))
+    assert path.name == "exp1.5.zip"
 
 
 def test_it_can_be_compared_with(suite, tmp_path):

@@ -59,6 +59,13 @@ def test_without_any_record_it_says_what_to_do(tmp_path):
         choice.gather([tmp_path])
 
 
+def test_one_folder_may_stand_for_itself(folders):
+    assert len(choice.gather(str(folders[0]))) == len(choice.gather(folders[:1]))
+    assert choice.lacking(choice.gather(folders[0]), str(folders[0])).equals(
+        choice.lacking(choice.gather(folders[:1]), folders[:1])
+    )
+
+
 def test_a_shortlist_keeps_to_both_limits(runs):
     small = runs["inference_bytes"][runs["ratio_requested"] == 10].max() / 1e6
     listed = choice.shortlist(runs, small, 1.0).set_index(["dataset", "method"])

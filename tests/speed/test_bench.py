@@ -304,3 +304,16 @@ def test_samples_of_other_threads_are_not_put_beside_each_other(tmp_path):
     (tmp_path / "machine.json").write_text(json.dumps(here | {"threads": 64}))
     with pytest.raises(UserError, match="threads 64.*--add"):
         running._check_same(tmp_path / "machine.json", here)
+    (tmp_path / "machine.json").write_text(json.dumps(here | {"device": "NVIDIA H200"}))
+    with pytest.raises(UserError, match="device NVIDIA H200"):
+        running._check_same(tmp_path / "machine.json", here)
+
+
+def test_a_new_bench_keeps_the_files_of_the_last_one_aside(tmp_path):
+    running._put_aside(tmp_path)
+    for name in ("machine.json", "dlrm.parquet"):
+        (tmp_path / name).write_text("before")
+    running._put_aside(tmp_path)
+    (kept,) = (tmp_path / "replaced").iterdir()
+    assert sorted(file.name for file in kept.iterdir()) == ["dlrm.parquet", "machine.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["replaced"]

@@ -31,6 +31,7 @@ def test_a_users_error_is_one_sentence(root):
     for arguments, message in {
         ("run", "tow"): "no suite 'tow'; did you mean 'two'?",
         ("run", "two", "--method", "rob"): "unknown method 'rob'; did you mean 'robe'?",
+        ("compare", "nowhere/quick", "two"): "nowhere/quick: no such folder",
         ("run", "two", "--executor", "rya"): "--executor: unknown executor 'rya'; did you mean 'ray'?",
     }.items():
         code, out, err = root.call(*arguments)

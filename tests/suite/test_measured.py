@@ -46,6 +46,10 @@ def test_a_further_run_makes_them_stale(suite):
     found = {"schema": 1, "status": "done", "key": "k", "kind": "quality", "method": "robe", "dataset": "planted"}
     run.write_text(json.dumps(found | {"seconds": 1.0}))
     assert not measured.up_to_date(suite)
+    measured.measure(suite)
+    assert measured.up_to_date(suite)
+    run.write_text(json.dumps(found | {"seconds": 1.0, "key": "of other settings"}))
+    assert not measured.up_to_date(suite)
 
 
 def test_one_that_stops_leaves_nothing(suite, monkeypatch):

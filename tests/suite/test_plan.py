@@ -148,6 +148,22 @@ def test_states_and_estimates(here):
     assert plan.total_seconds(again, jobs=2) == 7 * 50 / 2 + 4 * 20
 
 
+def test_a_filter_takes_a_number_however_it_is_written(here):
+    text = "grid: {method: robe, dataset: tiny, ratio: [1000, 1_500_000], seed: [20240101, 7]}"
+    assert [run.name for run in runs_of(here, text, seed="20240101", ratio="1e3")] == ["robe/tiny/r1000-s20240101"]
+    assert len(runs_of(here, text, ratio="1500000.0")) == 2
+    with pytest.raises(UserError, match="unknown seed '20240102'"):
+        runs_of(here, text, seed="20240102")
+
+
+def test_a_value_that_diverged_under_other_settings_is_searched_again(here):
+    run = runs_of(here)[0]
+    found = {"schema": 1, "key": "other", "status": "diverged", "kind": "search", "method": "robe", "dataset": "tiny"}
+    write_json(run.folder / "record.json", found | {"seconds": 1.0})
+    assert plan.state_of("p", run.name, run.key, "search")[0] == "stale"
+    assert plan.state_of("p", run.name, "other", "search")[0] == "diverged"
+
+
 @pytest.mark.parametrize(
     ("status", "same_key", "state"),
     [

@@ -50,6 +50,27 @@ def test_nothing_is_done_twice(searched):
     assert searched.ran() == before
 
 
+def test_a_knob_is_searched_for_its_method_alone_and_used(searched):
+    searched.suite("knob", SUITE.splitlines()[1] + "\nfixed: {lr: 0.1}\nsearch: {robe.block_size: [8, 16]}")
+    code, out, err = searched.call("run", "knob")
+    assert code == 0, out + err
+    records = searched.records("knob")
+    assert {n for n in records if "search" in n} == {f"robe/tiny/r100-search-block_size{z}" for z in (8, 16)}
+    for seed in (3, 4):
+        found = records[f"robe/tiny/r100-s{seed}"]
+        assert found["parameters"]["knobs"]["block_size"] == found["search"]["chosen"]
+        assert "search" not in records[f"full/tiny/r100-s{seed}"]
+
+
+def test_records_learn_of_values_that_were_tried_later(searched):
+    before = searched.ran()
+    searched.suite("search", SUITE.replace("0.3, 9.0", "0.3, 0.5, 9.0"))
+    assert searched.call("run", "search")[0] == 0
+    assert len(searched.ran()) == len(before) + 2  # one search run a method, and no other
+    found = searched.records("search")["robe/tiny/r100-s3"]
+    assert set(found["search"]["validation_auc"]) == {"0.1", "0.3", "0.5"} and found["search"]["chosen"] == 0.3
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -58,6 +79,8 @@ def test_nothing_is_done_twice(searched):
         ("search: {ratio: [1, 2]}", "sets already"),
         ("search: {rl: [1, 2]}", "unknown axis 'rl'"),
         ("search: {lr: [0.1, 0.1]}", "twice"),
+        ("search: {'lr, epochs': [[0.1, 1], [0.3, 1]]}", "one parameter"),
+        ("search: {robe.blocksize: [8, 16]}", "unknown knob of robe 'blocksize'"),
         ("fixed: {score_test: false}", "test rows alone"),
     ],
 )

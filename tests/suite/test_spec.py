@@ -1,5 +1,7 @@
 """Reading a suite: what it means, and one clear sentence for whatever is wrong with it."""
 
+import json
+
 import pytest
 import standins
 
@@ -172,3 +174,14 @@ def test_a_suite_named_after_a_paper_is_answered_by_its_notebook():
         paper = spec.load(str(path)).paper
         assert paper and path.stem.startswith(f"paper_{paper}")
         assert (paths.NOTEBOOKS / f"paper_{paper}.ipynb").exists()
+
+
+def test_a_parameter_that_is_computed_is_refused(tmp_path):
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": "rows: int = 10 * 1000"}
+    for source, message in (
+        ("rows: int = 10 * 1000", "parameter `rows` must be a plain value"),
+        ("rows =", "no Python"),
+    ):
+        (tmp_path / "own.ipynb").write_text(json.dumps({"cells": [cell | {"source": source}]}))
+        with pytest.raises(UserError, match=f"own.ipynb: .*{message}"):
+            _ = spec.Template(tmp_path / "own.ipynb").parameters

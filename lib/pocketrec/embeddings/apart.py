@@ -4,7 +4,8 @@
 
 No method but a way to use any: most share one budget out by the number of rows, or keep one array for all tables, and
 so a table of few ids that tell much, the films beside the users, gets little. From the smallest table to the largest,
-each may take an equal part of what is left: what one does not need is shared by all that are larger.
+each may take an equal part of what is left: what one does not need is shared by all that are larger. Where the parts
+differ in width, as those of `mlet` do, the narrower ones end in zeros.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pocketrec import embeddings
@@ -60,17 +62,18 @@ class Apart(Embedding):
         kind, tables = embeddings.METHODS[of], enumerate(zip(self.cardinalities, parts, strict=True))
         own_seed = seed * len(parts)  # no two tables of any two seeds share one
         self.parts = nn.ModuleList(kind([n], dim, seed=own_seed + t, **config) for t, (n, config) in tables)
-        widths = {part.out_dim for part in self.parts}
-        if len(widths) > 1:
-            raise ValueError(f"{of}: tables apart must have one width, got {sorted(widths)}")
-        self.out_dim = widths.pop()
+        self.out_dim = max(part.out_dim for part in self.parts)
+        self.keeps_zeros = kind.keeps_zeros
 
     def lookup(self, ids: Tensor) -> Tensor:
         columns = ids.T.contiguous().unsqueeze(-1)  # [features, batch, 1]
-        return torch.cat([part.lookup(column) for part, column in zip(self.parts, columns, strict=True)], 1)
+        return torch.cat([self._widened(p.lookup(column)) for p, column in zip(self.parts, columns, strict=True)], 1)
+
+    def _widened(self, rows: Tensor) -> Tensor:
+        return rows if rows.shape[-1] == self.out_dim else F.pad(rows, (0, self.out_dim - rows.shape[-1]))
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
-        return self.parts[feature].materialize(0, rows)
+        return self._widened(self.parts[feature].materialize(0, rows))
 
     def inference_tensors(self) -> dict[str, int]:
         parts = enumerate(part.inference_tensors() for part in self.parts)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketrec.embeddings.stores import CODE_BYTES, Quantize, Rows, Stored, quantize_stores
-from pocketrec.errors import unknown
+from pocketrec.errors import UserError, unknown
 from pocketrec.kernels import gather, gpu
 
 FLOAT_BYTES = 4
@@ -183,10 +183,12 @@ class Embedding(nn.Module):
         """Return the inference form: same outputs to rounding, or to the precision of `int8` or `int4` codes."""
         if quantize not in (None, *CODE_BYTES):
             raise unknown("quantisation", quantize, CODE_BYTES, self.name)
+        if self.quantize and quantize not in (None, self.quantize):
+            raise UserError(f"{self.name}: is kept in {self.quantize} codes already, and cannot go to {quantize} ones")
         deployed = self.folded().eval().requires_grad_(False)
         if quantize:
             quantize_stores(deployed, quantize)
-        deployed.quantize = quantize
+        deployed.quantize = quantize or self.quantize
         return deployed
 
     def folded(self) -> Embedding:
@@ -289,7 +291,7 @@ def offsets(rows: Sequence[int]) -> Tensor:
 
 
 def generator(seed: int, stream: int = 0) -> torch.Generator:
-    """Return a CPU generator; every tensor of a method draws from a stream of its own."""
+    """Return a CPU generator; every tensor of a method, and the MLPs around it, draw from a stream of their own."""
     return torch.Generator().manual_seed((seed * 1_000_003 + stream) % 2**63)
 
 

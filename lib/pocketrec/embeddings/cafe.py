@@ -59,7 +59,8 @@ class Cafe(Embedding):
         """Give `hot_share` of the budget to hot ids and the rest to hashed tables."""
         row = FLOAT_BYTES * dim
         per_hot = row + _id_bytes(cardinalities)
-        hot = max(1, int(min(hot_share * budget_bytes // per_hot, sum(cardinalities))))
+        left = (budget_bytes - len(cardinalities) * row) // per_hot  # every table needs a row of its own
+        hot = max(1, int(min(hot_share * budget_bytes // per_hot, left, sum(cardinalities))))
         rows = share_out(cardinalities, (int(budget_bytes) - hot * per_hot) // row, threshold)
         if rows is None:
             raise Infeasible(

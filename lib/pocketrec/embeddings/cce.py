@@ -55,6 +55,9 @@ class Cce(Embedding):
     ) -> dict[str, Any]:
         """Bisect k, whose size grows with it; the maps are part of that size."""
 
+        if not 0 <= clusterings <= 255:
+            raise ValueError(f"cce: clusterings must lie between 0 and 255, got {clusterings}")
+
         def size(rows: int, columns: int) -> int:
             return sum(s.bytes() for s in cls.stored(cardinalities, dim, rows=rows, columns=columns).values())
 

@@ -54,6 +54,10 @@ class DHE(Embedding):
         tables: int | None = None,
     ) -> dict[str, Any]:
         """Encode as few tables as leave room for hidden units, then bisect the largest hidden width."""
+        if layers < 1 or (hashes is not None and hashes < 1) or (tables is not None and tables < 0):
+            raise ValueError(
+                f"dhe: layers and hashes must be at least 1, and tables at least 0; got {layers}, {hashes} and {tables}"
+            )
         counts = range(len(cardinalities) + 1) if tables is None else [min(tables, len(cardinalities))]
 
         def config(count: int, hidden: int) -> dict[str, Any]:

@@ -75,9 +75,11 @@ class Dpq(Embedding):
         granularities: Callable[[int], list[tuple[int, float]]],
     ) -> dict[str, Any]:
         """Return the config of most bits a row; `granularities` gives tail bits and share of the head for `bits`."""
+        if (groups is not None and (groups < 1 or dim % groups)) or not 1 <= (8 if bits is None else bits) <= 8:
+            raise ValueError(f"{cls.name}: groups must divide dim = {dim}, and bits be 1 to 8; got {groups} and {bits}")
         best, least = None, None
-        for d in [groups] if groups else [d for d in range(1, dim + 1) if dim % d == 0]:
-            for b in [bits] if bits else range(1, 9):
+        for d in [groups] if groups is not None else [d for d in range(1, dim + 1) if dim % d == 0]:
+            for b in [bits] if bits is not None else range(1, 9):
                 coded = sum(cardinalities[t] for t in cls._coded(cardinalities, dim, d, b))
                 for tail_bits, head_share in granularities(b):
                     head = int(head_share * coded)
@@ -206,6 +208,7 @@ class Dpq(Embedding):
         served.register_buffer("codes", pack(codes & ((1 << tail_bits) - 1), tail_bits))
         if self.config["head"]:
             del served._buffers["counts"]
+            served._buffers["head_ids"] = self.head_ids.clone()  # which training goes on to change
             high = codes[self.head_ids.long()] >> tail_bits
             served.register_buffer("head_codes", pack(high, self.config["bits"] - tail_bits))
         return served
@@ -282,6 +285,11 @@ class Mgqe(Dpq):
 
         At high ratios the names of the head cost more than its bits are worth, and it is left empty.
         """
+
+        if not 0 <= head_share <= 1 or (tail_bits is not None and tail_bits < 1):
+            raise ValueError(
+                f"mgqe: head_share must lie between 0 and 1, and tail_bits be at least 1; got {head_share} and {tail_bits}"
+            )
 
         def granularities(bits: int) -> list[tuple[int, float]]:
             if tail_bits is not None:

@@ -47,6 +47,8 @@ class MixedDim(Embedding):
         def size(widths: list[int]) -> int:
             return sum(stored.bytes() for stored in cls.stored(cardinalities, dim, widths=widths).values())
 
+        if size([dim] * len(cardinalities)) <= budget_bytes:  # without a matrix, it may be smaller than any other
+            return {"widths": [dim] * len(cardinalities)}
         least = size(widths(0))
         if least > budget_bytes:
             raise Infeasible(
@@ -54,8 +56,6 @@ class MixedDim(Embedding):
                 f"{megabytes(budget_bytes)}: its largest ratio is about {dim}"
             )
         low, high = 0.0, 1.01 * dim * max(cardinalities) ** alpha
-        if size(widths(high)) <= budget_bytes:
-            low = high
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if size(widths(middle)) <= budget_bytes else (low, middle)

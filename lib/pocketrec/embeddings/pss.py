@@ -57,7 +57,7 @@ class Pss(Robe):
         if min(sizes) < block_size:
             least = f"a block of {block_size} floats" if scope == "one array" else "a row for every table"
             raise Infeasible(f"a {megabytes(budget_bytes)} budget does not hold {least}")
-        return {"sizes": sizes, "block_size": block_size, "sign": sign, "init_scale": init_scale}
+        return {"sizes": sizes, "block_size": block_size, "scope": scope, "sign": sign, "init_scale": init_scale}
 
     @classmethod
     def stored(cls, cardinalities: Sequence[int], dim: int, *, sizes: Sequence[int], **_: Any) -> dict[str, Stored]:
@@ -71,22 +71,27 @@ class Pss(Robe):
         seed: int,
         sizes: Sequence[int],
         block_size: int,
+        scope: str = "one array",
         sign: bool = True,
         init_scale: float | None = None,
     ) -> None:
+        if len(sizes) != (1 if scope == "one array" else len(cardinalities)):
+            raise ValueError(f"pss: scope {scope!r} goes with another number of arrays than {len(sizes)}")
         super().__init__(
             cardinalities, dim, seed=seed, size=sum(sizes), block_size=block_size, sign=sign, init_scale=init_scale
         )
-        self.config = {"sizes": list(sizes), "block_size": block_size, "sign": sign, "init_scale": init_scale}
+        self.config = {"sizes": list(sizes), "block_size": block_size, "scope": scope, "sign": sign}
+        self.config |= {"init_scale": init_scale}
+        self.per_table = scope == "per table"
         whole = torch.tensor(sizes).eq(self.limits * dim)  # tables that keep a place for every id
-        self._windows(sizes, own=whole if len(sizes) > 1 else None)
-        if len(sizes) > 1:
+        self._windows(sizes, own=whole if self.per_table else None)
+        if self.per_table:
             draw = generator(seed)
             for part, n in zip(self.array.weight.data.split(self.sizes), self.cardinalities, strict=True):
-                uniform_(part, init_scale or 1 / sqrt(n), draw)
+                uniform_(part, 1 / sqrt(n) if init_scale is None else init_scale, draw)
 
     def _start(self, feature: int, x: int, piece: int) -> int:
-        if len(self.sizes) > 1 and self.sizes[feature] == self.cardinalities[feature] * self.dim:
+        if self.per_table and self.sizes[feature] == self.cardinalities[feature] * self.dim:
             return x * self.dim + piece * self.block_size
         return super()._start(feature, x, piece)
 

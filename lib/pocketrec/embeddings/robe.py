@@ -12,8 +12,7 @@ speed (two cache lines) and make two ids that collide share more. P = 2^61 - 1, 
 `hash: multiply_shift` the high word of the sum modulo 2^64, which costs less and needs |M| <= 2^31.
 
 `layout: paper` has the paper's one B for all pieces: C c then moves the blocks of all ids alike, so that two ids that
-share one block share nearly all of them, as if whole rows were hashed, and their signs differ in all or in none. With
-a B_c for each piece, the default, they are shared independently. On MovieLens 1M (GMF, dim 32, Z = 8, 9.5 times
+share one block share nearly all of them, as if whole rows were hashed. With a B_c for each piece, the default, they are shared independently. On MovieLens 1M (GMF, dim 32, Z = 8, 9.5 times
 smaller) that takes the AUC after eight epochs from 0.753 to 0.776; with a single block a row the two are the same.
 `layout: authors` is what their public code computes: x' = x + rows of all tables before, one start a block,
 
@@ -101,6 +100,8 @@ class Robe(Embedding):
         )
         if block_size < 1 or dim % block_size:
             raise ValueError(f"{self.name}: block_size must divide dim = {dim}, got {block_size}")
+        if init_scale is not None and init_scale <= 0:
+            raise ValueError(f"{self.name}: init_scale must be above 0, got {init_scale}")
         if hash not in ("universal", "multiply_shift") or layout not in ("independent", "paper", "authors"):
             raise ValueError(
                 f"{self.name}: hash must be 'universal' or 'multiply_shift' and layout 'independent', 'paper' or "
@@ -113,7 +114,8 @@ class Robe(Embedding):
         self.block_size, self.hash, self.layout, self.sign = block_size, hash, layout, sign
         self.kind = robe.HASHES.index("authors" if layout == "authors" else hash)
         self.array = Array(size)
-        uniform_(self.array.weight.data, init_scale or 1 / sqrt(max(self.cardinalities)), generator(seed))
+        scale = 1 / sqrt(max(self.cardinalities)) if init_scale is None else init_scale
+        uniform_(self.array.weight.data, scale, generator(seed))
         draw = generator(seed, 1)
         family = universal_hash if hash == "universal" else multiply_shift
         self.place = tuple(family.coefficients(draw, 4).tolist())  # A, B, C, D

@@ -78,6 +78,11 @@ class TTRec(Embedding):
         cache: float = 0.0,
     ) -> dict[str, Any]:
         """Compress as few tables as allow the rank, then bisect the largest rank."""
+        if None not in (tables, threshold) or min(tables or 0, threshold or 0) < 0:
+            raise ValueError(
+                f"tt_rec: give `tables`, how many to compress, or `threshold`, the rows above which; got {tables} and "
+                f"{threshold}"
+            )
         if threshold is not None:
             tables = sum(n > threshold for n in cardinalities)
         counts = range(len(cardinalities) + 1) if tables is None else [min(tables, len(cardinalities))]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from pocketrec.embeddings.base import Embedding
+from pocketrec.embeddings.base import Embedding, full_bytes
 from pocketrec.embeddings.stores import Quantize
 
 
@@ -34,3 +34,24 @@ class Backbone(nn.Module):
     def dense_state(self) -> dict[str, Tensor]:
         """Return the weights outside the embedding, by name."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("embedding.")}
+
+    def sizes(self, ratio: float, quantize: Quantize | None = None) -> dict[str, float]:
+        """Return real bytes and ratios for a record, served as `deploy(quantize)`.
+
+        ratio_achieved counts the embedding alone (full float32 tables over the inference form), model_ratio
+        the MLPs as well: at 10,000x those are the larger part.
+        """
+        storage = self.embedding.storage(quantize)
+        full = full_bytes(self.embedding.cardinalities, self.embedding.dim)
+        dense = sum(t.numel() * t.element_size() for t in self.dense_state().values())
+        return {
+            "full_bytes": full,
+            "budget_bytes": full / ratio,
+            "ratio_requested": ratio,
+            "ratio_achieved": full / storage.inference_bytes,
+            "inference_bytes": storage.inference_bytes,
+            "training_bytes": storage.training_bytes,
+            "optimizer_bytes": storage.optimizer_bytes,
+            "dense_bytes": dense,
+            "model_ratio": (full + dense) / (storage.inference_bytes + dense),
+        }

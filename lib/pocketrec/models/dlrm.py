@@ -12,9 +12,12 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from pocketrec.embeddings.base import Embedding
+from pocketrec.embeddings.base import Embedding, generator
 from pocketrec.kernels import interaction
 from pocketrec.models.base import Backbone
+
+
+MLP_STREAM = 999  # of the generators of a seed; methods draw from the first few
 
 
 class DLRM(Backbone):
@@ -46,7 +49,7 @@ class DLRM(Backbone):
         width = embedding.out_dim
         vectors = len(embedding.cardinalities) + (num_dense > 0)
         self.register_buffer("pairs", interaction.below_diagonal(vectors), persistent=False)
-        draw = torch.Generator().manual_seed(seed)
+        draw = generator(seed, MLP_STREAM)
         self.bottom = mlp([num_dense, *bottom_mlp, width], draw, last=nn.ReLU()) if num_dense else None
         inputs = len(self.pairs) + (width if num_dense else 0)
         if not inputs:

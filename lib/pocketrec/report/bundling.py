@@ -1,6 +1,7 @@
 """A suite's results as one file to send: page, executed notebooks, records, table, and what to install."""
 
 import getpass
+import json
 import re
 import shutil
 import socket
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from pocketrec import paths
 from pocketrec.errors import UserError
@@ -33,7 +35,7 @@ def bundle(
         UserError: when the folder has no record.
     """
     suite_dir = Path(suite_dir).resolve()
-    target = Path(target) if target else suite_dir.with_suffix(".zip")
+    target = Path(target) if target else suite_dir.with_name(f"{suite_dir.name}.zip")
     if not any(suite_dir.glob(PATTERNS[0])):
         raise UserError(f"{suite_dir}: no record.json below it, so there is nothing to bundle")
     with TemporaryDirectory() as folder:
@@ -85,9 +87,26 @@ def _copy(suite_dir: Path, copy: Path) -> list[str]:
 
 
 def anonymous(text: str) -> str:
-    """Take this machine's folders, its name and its user's out of a text."""
+    """Take this machine's folders, its name and its user's out of a text; of JSON, out of what is no key."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return _without_names(text)
+    return json.dumps(_anonymous(content), indent=1, ensure_ascii=False) + "\n"
+
+
+def _anonymous(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _anonymous(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_anonymous(value) for value in content]
+    return _without_names(content) if isinstance(content, str) else content
+
+
+def _without_names(text: str) -> str:
     for folder, name in ((paths.ROOT, "."), (paths.DATA, "data"), (Path.home(), "~")):
-        text = re.sub(rf"{re.escape(str(folder))}(?![\w-])", name, text)
+        if folder != folder.parent:  # a container's home may be the root of all folders
+            text = re.sub(rf"{re.escape(str(folder))}(?![\w-])", name, text)
     for word, name in ((socket.gethostname(), "host"), (getpass.getuser(), "user")):
         if word not in ("localhost", "root"):  # words that name nobody
             text = re.sub(rf"(?<![\w-]){re.escape(word)}(?![\w-])", name, text)

@@ -45,19 +45,23 @@ from pocketrec.report.statistics import (
 SIZE, TIME = "inference_bytes", "latency_p99_ms"
 
 
-def gather(folders: Iterable[str | Path]) -> pd.DataFrame:
+def gather(folders: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """Return the runs of several suites' folders as `load_results` does, `dataset` naming the set: `planted, quick`.
 
-    A folder without records is left out; `UserError` when none has any.
+    A folder without records is left out; `UserError` when none has any. A single folder may stand for itself.
     """
     found = {}
-    for folder in map(Path, folders):
+    for folder in _folders(folders):
         if any(folder.rglob("record.json")) or (folder / "results.parquet").exists():
             place = folder.resolve()
             found[f"{place.parent.name}/{place.name}" if place.name in found else place.name] = load_results(folder)
     if not found:
         raise UserError("results: none of the folders holds a record; run a suite first, as with `make run`")
     return pd.concat([runs.assign(dataset=runs["dataset"] + f", {suite}") for suite, runs in found.items()])
+
+
+def _folders(folders: str | Path | Iterable[str | Path]) -> list[Path]:
+    return [Path(folder) for folder in ([folders] if isinstance(folders, str | Path) else folders)]
 
 
 def at_equal_bytes(runs: pd.DataFrame) -> pd.DataFrame:
@@ -198,12 +202,12 @@ def _over_all(table: pd.DataFrame) -> str:
     )
 
 
-def lacking(runs: pd.DataFrame, folders: Iterable[str | Path]) -> pd.DataFrame:
+def lacking(runs: pd.DataFrame, folders: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """Return what the answer does not rest on: what is missing, in which set, and the remedy."""
     rows = [
-        {"set": str(folder), "missing": "any record", "remedy": f"pocketrec run {Path(folder).name}"}
-        for folder in folders
-        if not any(Path(folder).rglob("record.json")) and not (Path(folder) / "results.parquet").exists()
+        {"set": str(folder), "missing": "any record", "remedy": f"pocketrec run {folder.name}"}
+        for folder in _folders(folders)
+        if not any(folder.rglob("record.json")) and not (folder / "results.parquet").exists()
     ]
     every = set(runs["method"])
     for name, found in runs.groupby("dataset"):

@@ -99,7 +99,7 @@ def load_searches(path: str | Path) -> pd.DataFrame:
         | {"chosen": float(value) == search["chosen"]}
         for record, identity in _quality(read_records(Path(path)))
         for search in [record.get("search", {})]
-        if isinstance(search.get("chosen"), int | float)
+        if isinstance(search.get("chosen"), int | float) and not isinstance(search["chosen"], bool)
         for value, auc in search["validation_auc"].items()
     ]
     columns = [*CELL, "parameter", "value", "validation_auc", "chosen"]

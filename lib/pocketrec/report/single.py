@@ -12,7 +12,7 @@ _SIZES = {
     "budget_bytes": "budget at the requested ratio",
     "inference_bytes": "embedding at inference",
     "training_bytes": "embedding in training",
-    "optimizer_bytes": "state of its Adagrad",
+    "optimizer_bytes": "state of Adagrad, if that trains it",
     "dense_bytes": "MLPs",
 }
 _SCORES = ("auc", "log_loss", "ne", "calibration", "pr_auc", "accuracy")

@@ -4,6 +4,7 @@ samples.parquet   one row a sample, see `bench.bench`
 dlrm.parquet      one row a sample, see `dlrm.bench`
 profile.csv       torch's operators in one training step
 machine.json      what the machine is and can, and how it was made steady
+replaced/         the same files of earlier benches, a folder each
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from pocketrec.suite import record
 
 DLRM = "dlrm"
 HUGE = "huge pages are asked for below every table and array, for rivals as for ours"
-POINT = ["dim", "batch", "ids", "work", "family", "route", "ratio", "block_size", "hash", "rank"]
+POINT = ["dim", "batch", "ids", "work", "family", "route", "ratio", "block_size", "hash", "rank", "embedding"]
 
 
 def options(
@@ -54,7 +56,7 @@ def options(
 
 
 def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bool = False) -> None:
-    """Measure and keep; with `add`, what was measured before at other points stays."""
+    """Measure and keep; with `add`, what was measured before at other points stays, and else is put aside."""
     kept, found = native.keep_memory(), machine.description(options.device)
     if add:
         _check_same(folder / "machine.json", found)
@@ -66,17 +68,17 @@ def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bo
     memory = "keeps what is freed (M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GB, M_TOP_PAD 64 MB)" if kept else "is as it was"
     found["how"] = f"malloc {memory} and {HUGE}"
     tqdm.write(_about(found))
+    if not add:
+        _put_aside(folder)
     if set(options.families) - {DLRM}:
         samples = bench.bench(cardinalities, options)
         _keep(folder / "samples.parquet", samples, add)
         for row in samples[samples["reason"].notna()].drop_duplicates(["family", "route", "reason"]).itertuples():
             tqdm.write(f"{row.family}, {row.route}: {row.reason}")
     if DLRM in options.families and options.device != "cpu":
-        with atomic(folder / "dlrm.parquet") as file:
-            dlrm.on_gpu(cardinalities, options).to_parquet(file)
+        _keep(folder / "dlrm.parquet", dlrm.on_gpu(cardinalities, options), add)
     elif DLRM in options.families:
-        with atomic(folder / "dlrm.parquet") as file:
-            dlrm.bench(cardinalities, options).to_parquet(file)
+        _keep(folder / "dlrm.parquet", dlrm.bench(cardinalities, options), add)
         with atomic(folder / "profile.csv", "w") as file:
             dlrm.profile(cardinalities).to_csv(file, index=False)
         found |= dlrm.reading(data.load("planted"))
@@ -87,14 +89,24 @@ def run(cardinalities: Sequence[int], options: Options, folder: Path, *, add: bo
 
 
 def _check_same(file: Path, here: dict[str, Any]) -> None:
-    """Refuse to put samples beside those of another machine, or of another number of threads."""
+    """Refuse to put samples beside those of another machine or device, or of another number of threads."""
     before = json.loads(file.read_text()) if file.exists() else here
-    for name in ("processor", "threads", "torch"):
+    for name in ("processor", "device", "threads", "torch"):
         if before[name] != here[name]:
             raise UserError(
                 f"{file.parent}: was measured with {name} {before[name]}, and here it is {here[name]}; make it the "
                 "same (OMP_NUM_THREADS sets threads), or leave out --add to begin anew"
             )
+
+
+def _put_aside(folder: Path) -> None:
+    """Move what an earlier bench has left to a folder named by its time."""
+    if (folder / "machine.json").exists():
+        time = datetime.fromtimestamp((folder / "machine.json").stat().st_mtime, UTC)
+        kept = folder / "replaced" / f"{time:%Y-%m-%dT%H%M%S}"
+        kept.mkdir(parents=True, exist_ok=True)
+        for file in filter(Path.is_file, folder.iterdir()):
+            file.replace(kept / file.name)
 
 
 def _keep(path: Path, samples: pd.DataFrame, add: bool) -> None:
@@ -108,7 +120,9 @@ def _keep(path: Path, samples: pd.DataFrame, add: bool) -> None:
 
 def _points(samples: pd.DataFrame) -> pd.Series:
     """Return a name for the way and point of each sample."""
-    return samples[POINT].astype(object).fillna("").astype(str).agg("|".join, axis=1)
+    return (
+        samples[[name for name in POINT if name in samples]].astype(object).fillna("").astype(str).agg("|".join, axis=1)
+    )
 
 
 def _about(found: dict[str, Any]) -> str:

@@ -300,8 +300,12 @@ def bench(
     from pocketrec import paths
 
     if ref:
+        if add:
+            raise UserError("--add goes with no --ref: two versions are compared anew")
         given = {"tables": tables, "family": family, "dim": dim, "batch": batch, "ids": ids, "rounds": rounds}
-        return _versions(ref, [f"--{name}={value}" for name, value in given.items() if value is not None])
+        given |= {"patience": patience, "device": device, "rivals": rivals and rivals.resolve()}
+        arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
+        return _versions(ref, arguments + ["--full"] * full)
     from pocketrec.speed import running
     from pocketrec.suite import process
     from pocketrec.suite.sizes import tables as find
@@ -385,6 +389,8 @@ def _execute(name: str, filters: dict[str, str | None], jobs: int | None, execut
     console, done, worst = _console(), 0, 0
     for stage in (("search",), ("quality", "timed")):  # the runs that a search serves depend on what it finds
         suite, runs = _plan(name, filters)
+        if "quality" in stage:
+            runner.note_searches(runs)
         pending = [run for run in runs if run.pending and run.kind in stage]
         if retry:
             failed = {run.name for run in pending if run.state in record.FAILURES}
@@ -444,8 +450,11 @@ def _results(name: str) -> Path:
     from pocketrec import paths
     from pocketrec.suite import spec
 
-    if (Path(name).is_dir() and "/" in name) or Path(name).suffix == ".zip":
-        return Path(name)
+    if "/" in name or Path(name).suffix == ".zip":
+        if Path(name).suffix not in (".yaml", ".yml", ".zip") and not Path(name).is_dir():
+            raise UserError(f"{name}: no such folder")
+        if Path(name).suffix not in (".yaml", ".yml"):
+            return Path(name)
     return paths.RESULTS / spec.find(name).stem
 
 

@@ -190,7 +190,8 @@ def _impersonal(text: str) -> str:
     """Take this machine's folders out of tracebacks, so that a notebook can be sent to others."""
     folders = {paths.ROOT: "", Path(pocketrec.__file__).parents[2]: "", Path(sys.prefix): "environment/"}
     for folder, name in {**folders, Path(sys.base_prefix): "python/", Path.home(): "~/"}.items():
-        text = text.replace(f"{folder}/", name)
+        if folder != folder.parent:  # a container's home may be the root of all folders
+            text = text.replace(f"{folder}/", name)
     return text
 
 

@@ -4,6 +4,7 @@ results/<suite>/measured/<table>.parquet   the tables that it returns
 results/<suite>/measured/about.json        when, on what machine, by which code; written last
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -61,8 +62,9 @@ def _folder(suite: Suite) -> Path:
     return suite.folder / "measured"
 
 
-def _of(suite: Suite) -> dict[str, str | int]:
+def _of(suite: Suite) -> dict[str, str]:
     """Return what the measurements rest on: the code, and the runs that are done, whose models they may read."""
-    done = [found for file in suite.folder.glob("runs/*/*/*/record.json") if (found := record.read(file.parent))]
+    found = [record.read(file.parent) for file in sorted(suite.folder.glob("runs/*/*/*/record.json"))]
+    done = [(run["key"], run.get("started")) for run in found if run and run["status"] == "done"]
     code = code_hash((f"papers/{suite.paper}.py", "same_rows.py", *SHARED_CODE, *TIMED_CODE))
-    return {"code": code, "runs_done": sum(found["status"] == "done" for found in done)}
+    return {"code": code, "runs_done": hashlib.sha256(json.dumps(done).encode()).hexdigest()}

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -103,7 +104,11 @@ class Run:
 
     def settles(self, status: str) -> bool:
         """Whether a status is this run's answer; that a value diverges is what a search wants to know."""
-        return status in record.SETTLED or (self.kind == "search" and status == "diverged")
+        return status in _answers(self.kind)
+
+
+def _answers(kind: str) -> tuple[str, ...]:
+    return (*record.SETTLED, "diverged") if kind == "search" else record.SETTLED
 
 
 def lock_file(suite: str, name: str) -> Path:
@@ -184,24 +189,33 @@ def _searches(suite: Suite, facts: _Facts) -> Iterator[dict[str, Any]]:
             continue
         seen.append(configuration)
         for parameter, values in suite.search.items():
-            for value in values:
+            for value in values if _concerns(parameter, suite, cell) else ():
                 run = _quality(suite, {**cell, parameter: value}, facts, extra={"score_test": False})
                 name = _name(run["parameters"], {**configuration, parameter: value}, "search")
                 yield run | {"name": name, "kind": "search", "cell": cell, "value": value}
 
 
+def _concerns(parameter: str, suite: Suite, cell: Mapping[str, Any]) -> bool:
+    """Whether a cell's method has the parameter; a knob is that of one method."""
+    method = {**suite.notebook.parameters, **suite.fixed, **cell}["method"]
+    return "." not in parameter or parameter.partition(".")[0] == method
+
+
 def _found(suite: Suite, cell: Mapping[str, Any], searches: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the search of a cell's configuration has found, with the value chosen on validation.
 
-    A value whose run failed has no score; where none has one, or the search is not settled, the first is taken.
+    A value whose run failed has no score, nor has one on validation rows of a single class; where none has one, or the
+    search is not settled, the first is taken.
     """
     for parameter, values in suite.search.items():
         mine = [run for run in searches if _configuration(run["cell"]) == _configuration(cell)]
+        if not mine:
+            continue
         records = [record.read(suite.folder / "runs" / run["name"]) or {} for run in mine]
         done = [
             (found["metrics"]["validation"]["auc"], run["value"])
             for run, found in zip(mine, records, strict=True)
-            if found.get("key") == run["key"] and found["status"] == "done"
+            if found.get("key") == run["key"] and "auc" in found.get("metrics", {}).get("validation", {})
         ]
         return {
             "parameter": parameter,
@@ -223,7 +237,7 @@ def _quality(
     chosen = {search["parameter"]: search["chosen"]} if search else {}
     method, dataset = ({**defaults, **suite.fixed, **cell}[axis] for axis in ("method", "dataset"))
     layers = {**defaults, **facts.recipes[dataset], **suite.fixed, **chosen, **cell, **(extra or {})}
-    knobs = suite.knobs[method] | {_knob(axis): value for axis, value in cell.items() if "." in axis}
+    knobs = suite.knobs[method] | {_knob(axis): value for axis, value in {**chosen, **cell}.items() if "." in axis}
     layers |= {"knobs": knobs, "dataset_options": suite.options[dataset]}
     parameters = {name: layers[name] for name in defaults if name not in OF_THE_RUNNER}
     telling = {name: value for name, value in parameters.items() if name not in WITHOUT_EFFECT}
@@ -339,11 +353,11 @@ def _filter(
     for axis, text in filters.items():
         if text is None:
             continue
-        values = {_plain(run["identity"].get(axis)) for run in quality}
+        named = {run["name"]: _number(str(run["identity"].get(axis))) for run in quality}
         wanted = {_number(word) for word in text.split(",") if word.strip()}
-        for word in wanted - values:
-            raise unknown(axis, word, values, suite.path)
-        kept &= {run["name"] for run in quality if _plain(run["identity"].get(axis)) in wanted}
+        for word in wanted.difference(named.values()):
+            raise unknown(axis, word, named.values(), suite.path)
+        kept &= {name for name, value in named.items() if value in wanted}
     served = [_configuration(run["cell"]) for run in quality if run["name"] in kept]
     chosen = [
         run
@@ -358,10 +372,12 @@ def _filter(
 
 
 def _number(word: str) -> str:
-    try:
-        return f"{float(word):g}"
-    except ValueError:
-        return word.strip()
+    """Return one spelling for all of a number, as 1000 for 1e3 and 1000.0; other words as they are."""
+    with suppress(ValueError):
+        return str(int(word))
+    with suppress(ValueError):
+        return str(int(float(word))) if float(word).is_integer() else str(float(word))
+    return word.strip()
 
 
 def _durations(suite: Suite) -> dict[tuple[str, ...], float]:
@@ -380,14 +396,14 @@ def _with_state(suite: Suite, run: Mapping[str, Any], durations: Mapping[tuple[s
     fields = {name: value for name, value in run.items() if name not in ("cell", "source_key", "value")}
     place = (run["kind"], run["identity"]["dataset"])
     guess = durations.get(place, suite.limits.expected_seconds)
-    state, reason = state_of(suite.name, run["name"], run["key"])
+    state, reason = state_of(suite.name, run["name"], run["key"], run["kind"])
     if run["source"] and state_of(suite.name, run["source"], run["source_key"])[0] == "infeasible":
         state, reason = "infeasible", "its quality run is"
     seconds = durations.get((*place, run["identity"]["method"]), guess)
     return Run(suite=suite.name, state=state, reason=reason, seconds=seconds, **fields)
 
 
-def state_of(suite: str, name: str, key: str) -> tuple[str, str]:
+def state_of(suite: str, name: str, key: str, kind: str = "quality") -> tuple[str, str]:
     """Return a run's state and, when its record has one, the reason."""
     if is_locked(lock_file(suite, name)):
         return "running", ""
@@ -395,6 +411,6 @@ def state_of(suite: str, name: str, key: str) -> tuple[str, str]:
     if found is None:
         file = paths.RESULTS / suite / "runs" / name / "record.json"
         return "todo", f"{file} cannot be read" if file.exists() else ""
-    if found["key"] != key and found["status"] in record.SETTLED:
+    if found["key"] != key and found["status"] in _answers(kind):
         return "stale", ""
     return found["status"], found.get("reason", "")

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +53,16 @@ def execute(runs: list[Run], executor: Executor, *, jobs: int | None = None, lis
         UserError: the executor lacks what a run needs.
     """
     return _Runner(executor, listener).execute([run for run in runs if run.pending], jobs)
+
+
+def note_searches(runs: Iterable[Run]) -> None:
+    """Write into the records of runs that stand what their searches have found since: more values, the same choice."""
+    for run in runs:
+        if run.search and not run.pending:
+            with suppress(process.Busy), process.locked(run.lock):
+                found = record.read(run.folder)
+                if found and found["key"] == run.key and found.get("search") != run.search:
+                    write_json(run.folder / "record.json", found | {"search": run.search})
 
 
 class _Runner:

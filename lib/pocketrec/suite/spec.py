@@ -71,10 +71,20 @@ class Template:
         if not tagged:
             raise UserError(f"{self.path}: has no cell tagged `parameters`")
         found = {}
-        for node in ast.parse("".join(tagged[0]["source"])).body:
+        try:
+            body = ast.parse("".join(tagged[0]["source"])).body
+        except SyntaxError as error:
+            raise UserError(f"{self.path}: the cell tagged `parameters` is no Python: {error}") from None
+        for node in body:
             if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
                 target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-                found[ast.unparse(target)] = ast.literal_eval(node.value)
+                name = ast.unparse(target)
+                try:
+                    found[name] = ast.literal_eval(node.value)
+                except ValueError:
+                    raise UserError(
+                        f"{self.path}: parameter `{name}` must be a plain value, got {ast.unparse(node.value)}"
+                    ) from None
         return found
 
 
@@ -276,6 +286,8 @@ def _search(where: Path, content: Mapping, defaults: Mapping[str, Any], taken: s
     if len(search) > 1:
         raise UserError(f"{where}: `search` takes one parameter, got {', '.join(search)}")
     for name, values in search.items():
+        if "," in _text(where, "search", name):
+            raise UserError(f"{where}: `search` takes one parameter, got {name!r}; vary the others in `grid`")
         if name in taken:
             raise UserError(f"{where}: `search` names {name}, which `grid` or `fixed` sets already")
         if not isinstance(values, list) or len(values) < 2:

@@ -451,18 +451,18 @@ extern "C" i64 train_tensor_train(const float* core1, const float* core2, const 
       train_part(work, cores, s, gradient, target2 + at * s.middle, total2 ? total2 + at : nullptr,
                  sums_of(part, t), lr, eps);
     });
-    const i64 thread = omp_get_thread_num();
+    const i64 thread = omp_get_thread_num(), there = omp_get_num_threads();  // maybe fewer than asked for
     Work& work = work_of_thread;
     const Sums all = sums_of(0, 0);
 #pragma omp barrier
-    for (i64 i = ends[0] * thread / threads; i < ends[0] * (thread + 1) / threads; ++i) {
+    for (i64 i = ends[0] * thread / there; i < ends[0] * (thread + 1) / there; ++i) {
       float* sum = sum_of_parts(all.firsts + i * first, all.has_first + i, in_part, slices, parts, first);
       if (!sum) continue;
       if (s.padded > rank) copy_rows(sum, rank, sum, s.padded, q1, rank);
       train_slice(target1 + i * s.first, total1 ? total1 + i : nullptr, sum, s.first, lr, eps);
     }
     room(work.row, s.last);
-    for (i64 i = ends[2] * thread / threads; i < ends[2] * (thread + 1) / threads; ++i) {
+    for (i64 i = ends[2] * thread / there; i < ends[2] * (thread + 1) / there; ++i) {
       float* sum = sum_of_parts(all.lasts + i * last, all.has_last + i, in_part, slices, parts, last);
       if (!sum) continue;
       transpose(work.row.data(), q3, sum, s.padded, q3, rank);
