@@ -1,7 +1,6 @@
 """What is timed is what is said; no test depends on a duration."""
 
 import pandas as pd
-import pytest
 import torch
 
 from pocketrec import embeddings, measure, models

@@ -54,7 +54,6 @@ class Cce(Embedding):
         clusterings: int = 1,
     ) -> dict[str, Any]:
         """Bisect k, whose size grows with it; the maps are part of that size."""
-
         if not 0 <= clusterings <= 255:
             raise ValueError(f"cce: clusterings must lie between 0 and 255, got {clusterings}")
 

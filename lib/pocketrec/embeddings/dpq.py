@@ -285,10 +285,10 @@ class Mgqe(Dpq):
 
         At high ratios the names of the head cost more than its bits are worth, and it is left empty.
         """
-
         if not 0 <= head_share <= 1 or (tail_bits is not None and tail_bits < 1):
             raise ValueError(
-                f"mgqe: head_share must lie between 0 and 1, and tail_bits be at least 1; got {head_share} and {tail_bits}"
+                "mgqe: head_share must lie between 0 and 1, and tail_bits be at least 1; "
+                f"got {head_share} and {tail_bits}"
             )
 
         def granularities(bits: int) -> list[tuple[int, float]]:

@@ -52,11 +52,10 @@ class HashEmbeddings(Embedding):
         threshold: int = 200,
     ) -> dict[str, Any]:
         """Share the rows out, each with its weights; a table that would take as much as itself is kept whole."""
-
         if hashes < 1 or (weights is not None and weights < 1):
             raise ValueError(
-                f"hash_embeddings: hashes and weights must be at least 1, or weights None for an id's own; got {hashes} "
-                f"and {weights}"
+                "hash_embeddings: hashes and weights must be at least 1, or weights None for an id's own; "
+                f"got {hashes} and {weights}"
             )
 
         def kept(n: int, rows: int) -> int:

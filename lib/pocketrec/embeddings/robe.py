@@ -12,8 +12,9 @@ speed (two cache lines) and make two ids that collide share more. P = 2^61 - 1, 
 `hash: multiply_shift` the high word of the sum modulo 2^64, which costs less and needs |M| <= 2^31.
 
 `layout: paper` has the paper's one B for all pieces: C c then moves the blocks of all ids alike, so that two ids that
-share one block share nearly all of them, as if whole rows were hashed. With a B_c for each piece, the default, they are shared independently. On MovieLens 1M (GMF, dim 32, Z = 8, 9.5 times
-smaller) that takes the AUC after eight epochs from 0.753 to 0.776; with a single block a row the two are the same.
+share one block share nearly all of them, as if whole rows were hashed. With a B_c for each piece, the default, they
+are shared independently. On MovieLens 1M (GMF, dim 32, Z = 8, 9.5 times smaller) that takes the AUC after eight
+epochs from 0.753 to 0.776; with a single block a row the two are the same.
 `layout: authors` is what their public code computes: x' = x + rows of all tables before, one start a block,
 
     h(x', c) = ((R3 x' + R2 c + R1) mod 2038074743) mod (|M| - Z + 1)

@@ -16,7 +16,6 @@ from pocketrec.embeddings.base import Embedding, generator
 from pocketrec.kernels import interaction
 from pocketrec.models.base import Backbone
 
-
 MLP_STREAM = 999  # of the generators of a seed; methods draw from the first few
 
 
