@@ -1,6 +1,7 @@
 """The paired test of two AUCs on the same rows, against its definition."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -106,3 +107,13 @@ def test_a_truncated_file_is_missing(tmp_path, tiny):
     suite = paper_suites.write(tmp_path, tiny, {"full": 0.6, "robe": 0.9}, seeds=1)
     (suite / "runs/robe/planted/r100-s0/predictions.npy").write_bytes(b"")
     assert "cannot be read" in same_rows(suite)["reason"].item()
+
+
+def test_a_single_click_is_too_few_for_a_test(tmp_path, tiny, monkeypatch):
+    suite = paper_suites.write(tmp_path, tiny, {"full": 0.6, "robe": 0.9}, seeds=1)
+    labels = np.zeros_like(tiny.labels)
+    labels[tiny.split("test").start] = 1
+    monkeypatch.setattr(paired.data, "load", lambda *_, **__: SimpleNamespace(labels=labels, split=tiny.split))
+    table = same_rows(suite)
+    assert table["difference"].isna().all() and "fewer than two clicks" in table["reason"].item()
+    assert skipped(table)["command"].item() == ""

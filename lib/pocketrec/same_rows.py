@@ -138,7 +138,7 @@ def _cell(members: list[tuple[str, str]], runs: pd.DataFrame, scored: Any, recor
         try:
             both = [scored(name) for name in pair]
         except _Missing as missing:
-            command = RUN_AGAIN.format(**records[missing.run])
+            command = missing.command.format(**records[missing.run])
             rows.append(about | seed | {"reason": str(missing), "command": command})
         else:
             found.append(both)
@@ -152,11 +152,11 @@ def _cell(members: list[tuple[str, str]], runs: pd.DataFrame, scored: Any, recor
 
 
 class _Missing(Exception):
-    """Something of a run is not there any more; the message says what."""
+    """Something of a run is not there, or not any more; the message says what, the command brings it back."""
 
-    def __init__(self, run: str, message: str) -> None:
+    def __init__(self, run: str, message: str, command: str = RUN_AGAIN) -> None:
         super().__init__(message)
-        self.run = run
+        self.run, self.command = run, command
 
 
 def _predictions(suite_dir: Path, record: dict[str, Any], rows: int) -> np.ndarray:
@@ -180,4 +180,7 @@ def _labels(record: dict[str, Any]) -> np.ndarray:
         rows = data.load(record["dataset"], **options)
     except UserError as error:
         raise _Missing(record["run"], f"the dataset cannot be had: {error}") from None
-    return rows.labels[rows.split("test")] == 1
+    labels = rows.labels[rows.split("test")] == 1
+    if min(labels.sum(), (~labels).sum()) < 2:
+        raise _Missing(record["run"], "the test rows hold fewer than two clicks, or than two others", "")
+    return labels

@@ -245,7 +245,9 @@ def test_malformed_lines_are_counted_shown_and_left_out(root, monkeypatch):
     assert dataset.labels[order].tolist() == labels
 
 
-@pytest.mark.parametrize("field", [b"+5", b" 5", b"05", b"-0", b"5 ", b"1_0", b"1.0", b"0x5", b"--5", b"5e1"])
+@pytest.mark.parametrize(
+    "field", [b"+5", b" 5", b"05", b"-0", b"5 ", b"1_0", b"1.0", b"0x5", b"--5", b"5e1", b"+", b""]
+)
 @pytest.mark.parametrize("column", [0, 1, 14])
 def test_a_line_is_malformed_whatever_stands_around_it(tmp_path, column, field):
     """The parser and the pattern, which only blocks with a malformed line are held against, agree."""

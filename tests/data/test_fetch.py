@@ -79,6 +79,12 @@ def test_the_next_place_is_tried(index):
     assert fetch.get(pin({"url": "http://127.0.0.1:9/tiny"}, {"package": "tiny"})).read_bytes() == CONTENT
 
 
+def test_the_next_place_is_tried_where_the_first_gives_something_else(index, root):
+    (root / "wrong").write_bytes(b"<html>no</html>")
+    offer(index, "tiny", "tiny-1.0-py3-none-any.whl", CONTENT)
+    assert fetch.get(pin({"url": (root / "wrong").as_uri()}, {"package": "tiny"})).read_bytes() == CONTENT
+
+
 def test_a_url(root):
     (root / "tiny").write_bytes(CONTENT)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=root)

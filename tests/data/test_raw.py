@@ -2,6 +2,7 @@
 
 import http.server
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,5 +147,39 @@ def test_the_same_part_twice_is_refused(root):
     (root / "days").mkdir()
     for name in ("day_0", "day_1", "day_1.gz"):
         (root / "days" / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"days: day_1 and day_1.gz are the same part; give `--raw` each one once"):
+    with pytest.raises(UserError, match=r"days: day_1 and day_1.gz are the same part; give `--raw` one of them"):
         data.prepare("criteo-tb", raw=root / "days", progress=False)
+
+
+def test_an_archive_beside_what_was_in_it_is_refused(root):
+    (root / "set").mkdir()
+    for name in ("dac.tar.gz", "train.txt"):
+        (root / "set" / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"dac.tar.gz and train.txt are the same part"):
+        data.prepare("criteo-kaggle", raw=root / "set", progress=False)
+
+
+def test_a_zipped_day_holds_a_file_of_its_name(root):
+    (root / "days").mkdir()
+    for day in range(2):
+        plain = write(root / "plain", "criteo-tb", lines("criteo-tb", 100, day))
+        with zipfile.ZipFile(root / "days" / f"day_{day}.zip", "w") as archive:
+            archive.write(plain, f"day_{day}")
+    dataset = data.Dataset.open(data.prepare("criteo-tb", raw=root / "days", progress=False))
+    assert dataset.meta["splits"]["train"] == [0, 100] and len(dataset.ids) == 200
+
+
+def test_an_answer_that_is_not_the_file_does_not_get_its_name(root, host):
+    Host.files |= {"/page/f.gz": b"<html>no</html>", "/empty/f.gz": b"", "/f.gz": b"\x1f\x8b right"}
+    target = root / "down" / "f.gz"
+    wrong = [f"{host}/page/f.gz", f"{host}/empty/f.gz"]
+    with pytest.raises(UserError, match=r"page/f.gz: what the host gives is no .gz file"):
+        fetch.resume(wrong, target, "get it by hand", False)
+    assert left(root) == []
+    assert fetch.resume([*wrong, f"{host}/f.gz"], target, "get it by hand", False).read_bytes() == b"\x1f\x8b right"
+
+
+def test_an_answer_that_is_no_success_is_no_file(root, host, monkeypatch):
+    monkeypatch.setattr(Host, "send_response", lambda self, code: super(Host, self).send_response(202))
+    with pytest.raises(UserError, match="answers with 202"):
+        resume(root, f"{host}/f")

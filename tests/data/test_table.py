@@ -119,6 +119,33 @@ def test_dense_transforms(dataset, frame):
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def test_quotes_are_text_between_tabs_and_where_it_is_said(dataset, frame):
+    quoted = frame.with_columns(pl.concat_str(pl.lit('"'), "user").alias("user"))
+    text = "\n".join("\t".join("" if v is None else str(v) for v in row) for row in [quoted.columns, *quoted.rows()])
+    tabs = dataset("t.tsv", raw=text.encode())
+    assert len(tabs.ids) == ROWS and np.array_equal(tabs.ids, dataset().ids)
+    commas = dataset("q.csv", raw=text.replace("\t", ",").encode(), quotes=False)
+    assert np.array_equal(commas.ids, tabs.ids)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_quoted_empty_field_is_missing(dataset, frame, name):
+    plain = dataset()
+    content = frame.with_columns(pl.col("label").fill_null(""), pl.col("price").cast(pl.String).fill_null(""))
+    if name == "t.csv":
+        quoted = dataset("q.csv", raw=content.write_csv(quote_style="always").encode())
+    else:
+        quoted = dataset(name, content=content)
+    assert np.array_equal(quoted.ids, plain.ids) and np.array_equal(quoted.dense, plain.dense)
+
+
+def test_a_number_that_is_constant_in_training_stays_finite(dataset, frame):
+    price = pl.when(pl.col("when") < 1900).then(19.99).otherwise(24.99).alias("price")
+    mine = dataset(content=frame.with_columns(price), split="time:when")
+    assert np.abs(mine.dense[mine.split("train")]).max() < 1e-6
+    assert np.abs(mine.dense[mine.split("test")]).max() == pytest.approx(5)
+
+
 def test_a_changed_file_has_another_digest(dataset, root):
     before = dataset().digest
     with (root / "t.csv").open("a") as file:
@@ -140,7 +167,22 @@ def test_a_changed_file_has_another_digest(dataset, root):
         ({"raw": b"clicked,user,label,price\n" + b"1,a,b,2\n" * 50}, "every training row has the label 1"),
         ({"raw": b"clicked,user,label,price\n1,a,b,2,3,4\n"}, "cannot be read"),
         ({"raw": b"PAR1 nonsense", "name": "t.parquet"}, "t.parquet: cannot be read"),
-        ({"raw": b"\xff\xfe,b\n1,2\n"}, "t.csv: (cannot be read|unknown column)"),
+        ({"raw": b"\xff\xfe,b\n1,2\n"}, "t.csv: cannot be read: .*save it as UTF-8"),
+        ({"raw": b"clicked,user,label,price\n1,a,b,2\n1,\xff,b,2\n"}, "t.csv: cannot be read: .*save it as UTF-8"),
+        ({"raw": b"clicked,user,label,price\n1,a,b,2\n1,a,2\n"}, "cannot be read: .*Expected 4 columns, got 3"),
+        ({"raw": b"clicked,user,label,price,user\n1,a,b,2,c\n"}, "2 columns are called 'user'"),
+        ({"raw": b'clicked,user,label,price\n1,"a,b,2\n0,c",b,2\n'}, "row 1: column 'user' is 'a,b.*`quotes: false`"),
+        ({"raw": b'clicked,user,label,price\n1,"a,b,2\n' + b"0,c,b,2\n" * 9}, "cannot be read: .*Expected 4"),
+        ({"raw": b"clicked,user,label,price\n1,a,b,1e300\n"}, "row 1: column 'price' is '1e300'; dense values"),
+        ({"raw": b"clicked,user,label,price\n1,a,b,1\n1,a,b,NaN\n", "split": "time:price"}, "row 2: .*needs its time"),
+        (
+            {
+                "raw": b"clicked,user,label,price\n1,2024-01-03 9:00,b,1\n",
+                "categorical": ["label"],
+                "split": "time:user",
+            },
+            "row 1: column 'user' is '2024-01-03 9:00'; times must",
+        ),
         ({"raw": b"clicked,user,label,price\n1,a,b,2\n1,a, j,b,2\n", "dense": []}, "cannot be read"),
         ({"raw": b"clicked,user,label,price\n" + b"1,a,b,2\n0,a,b,2\n" * 9, "split": "time:price"}, "no (train|valid)"),
         ({"min_count": 0}, "min_count. is 0"),

@@ -12,6 +12,7 @@ from test_spec import here
 from pocketrec.errors import UserError
 from pocketrec.files import write_json
 from pocketrec.suite import plan, spec
+from pocketrec.suite.executors import local
 
 __all__ = ["here"]
 
@@ -193,3 +194,16 @@ def test_runs_are_frozen(here):
     assert replace(run, state="done").state == "done"
     with pytest.raises(AttributeError):
         run.state = "done"
+
+
+def test_on_a_gpu_one_run_at_a_time_unless_the_suite_says_more(here, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+
+    def jobs(text):
+        runs = runs_of(here, text)
+        return local.default_jobs(spec.load("p"), runs)
+
+    text = "grid: {method: [robe, full], dataset: tiny}\n"
+    assert jobs(text) == 8
+    assert jobs(text + "fixed: {device: cuda}") == 1
+    assert jobs(text + "fixed: {device: cuda}\njobs: 3") == 3

@@ -188,8 +188,11 @@ def _transformed(table: pl.LazyFrame, names: list[str], transform: Transform) ->
     elif transform == "standardise" and names:
         train = table.filter(pl.col("split") == 0)
         means = train.select(pl.col(names).mean()).collect(engine="streaming").row(0, named=True)
-        spreads = train.select(pl.col(names).std(ddof=0)).collect(engine="streaming").row(0, named=True)
-        values = {name: (value - means[name]) / (spreads[name] or 1.0) for name, value in values.items()}
+        # of equal numbers the standard deviation is 0 but for rounding, by which nothing can be divided
+        spread = [pl.when(c.min() < c.max()).then(c.std(ddof=0)).otherwise(1.0) for c in map(pl.col, names)]
+        spreads = train.select(e.alias(n) for e, n in zip(spread, names, strict=True))
+        spreads = spreads.collect(engine="streaming").row(0, named=True)
+        values = {name: (value - means[name]) / spreads[name] for name, value in values.items()}
     return [value.fill_null(0).alias(name) for name, value in values.items()]
 
 

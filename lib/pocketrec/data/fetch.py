@@ -31,6 +31,7 @@ from pocketrec import paths
 from pocketrec.errors import UserError
 
 TIMEOUT = 10  # seconds without an answer from a host
+MAGIC = {".gz": b"\x1f\x8b", ".tgz": b"\x1f\x8b", ".zip": b"PK"}  # how files of these kinds begin
 
 # pip's own finder and session: index, mirrors, certificates and proxies are the ones pip is configured with.
 # `pip download` is no way to do this, since it runs the build of a source archive to learn its metadata.
@@ -85,12 +86,22 @@ def resume(urls: list[str], target: Path, remedy: str, progress: bool = True) ->
             part = target.with_name(f".{target.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part")
             try:
                 _continue(url, part, progress)
+                _check_kind(url, part, target.name)
                 return part.replace(target)
             except Unreachable as error:
                 reasons.append(str(error))
     if not target.exists():
         raise UserError(f"{target.name} could not be fetched ({'; '.join(reasons)}): {remedy}")
     return target
+
+
+def _check_kind(url: str, part: Path, name: str) -> None:
+    """Refuse what is not of the kind that the name says, as a host's page about the file."""
+    with part.open("rb") as file:
+        start = file.read(2)
+    if not start or start != MAGIC.get(Path(name).suffix, start):
+        part.unlink()
+        raise Unreachable(f"{url}: what the host gives is no {Path(name).suffix} file")
 
 
 def _continue(url: str, part: Path, progress: bool) -> None:
@@ -124,6 +135,8 @@ def _append(url: str, part: Path, progress: bool) -> bool:
             return error.headers["Content-Range"] == f"bytes */{have}"
         raise
     with response:
+        if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+            raise OSError(f"the host answers with {response.status} instead of the file")
         have = have if response.status == HTTPStatus.PARTIAL_CONTENT else 0
         length = response.headers["Content-Length"]
         total = have + int(length) if length else None
@@ -159,7 +172,7 @@ def _download(pin: dict[str, Any], target: Path) -> None:
             _fetch(place, pin["file"], part)
             _check(part, pin, remedy=f"nothing was kept; get {pin['file']} elsewhere and put it at {target}")
             return part.replace(target) and None
-        except Unreachable as error:
+        except (Unreachable, UserError) as error:
             reasons.append(str(error))
         finally:
             part.unlink(missing_ok=True)

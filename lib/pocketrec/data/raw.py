@@ -19,16 +19,18 @@ from pocketrec.files import write_json
 def remember(name: str, given: Sequence[Path], pattern: str) -> None:
     """Take these files, and those of a folder whose names fit, as a dataset's from now on, in the order of names."""
     found: list[Path] = []
+    parts: list[object] = []
     for path in map(Path, given):
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         fitting = [file for file in inside if path.is_file() or re.fullmatch(pattern, file.name)]
         if not fitting or not fitting[0].is_file():
             raise UserError(f"{path}: no such file" if not path.is_dir() else f"{path}: no file named like {pattern}")
         found += [file.absolute() for file in fitting]
-    stems = [file.name.partition(".")[0] for file in found]
-    twice = [file.name for file, stem in zip(found, stems, strict=True) if stems.count(stem) > 1]
+        # in a folder the number of a day tells parts apart: what has none is the whole set, under whatever name
+        parts += [re.findall(r"_(\d+)", f.name) if path.is_dir() else f.name.partition(".")[0] for f in fitting]
+    twice = [file.name for file, part in zip(found, parts, strict=True) if parts.count(part) > 1]
     if twice:
-        raise UserError(f"{found[0].parent}: {' and '.join(twice)} are the same part; give `--raw` each one once")
+        raise UserError(f"{found[0].parent}: {' and '.join(twice)} are the same part; give `--raw` one of them")
     found.sort(key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)])
     write_json(_record(name), [_state(file) for file in found])
 

@@ -34,7 +34,7 @@ Kind = Literal["label", "integer", "hex", "ignored"]
 PATTERNS = {  # what polars reads as such, for lines that are looked at one by one
     "label": r" *\+?0*[01]",
     "integer": "(?: *[+-]?[0-9]{1,18})?",
-    "hex": r"\+?0*[0-9a-fA-F]{0,8}",
+    "hex": r"(?:\+?0*[0-9a-fA-F]{1,8})?",
     "ignored": r"[^,\t]*",
 }
 READ_AS = {"label": pl.UInt8, "integer": pl.Int64, "hex": pl.String, "ignored": pl.String}
@@ -219,7 +219,7 @@ def _unix(text: bytes) -> bytes:
 @contextmanager
 def open_text(file: Path, member: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
     """Open the text in a file, with a function that says how many of the file's bytes were read."""
-    wanted = member, f"{member}.gz", Path(member).with_suffix(".gz").name
+    wanted = member, f"{member}.gz", Path(member).with_suffix(".gz").name, file.stem
     with ExitStack() as stack:
         raw = stream = stack.enter_context(file.open("rb"))
         name = file.name

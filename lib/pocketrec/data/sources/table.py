@@ -9,32 +9,40 @@
       dense: [price, age]            # optional
       split: time:when               # numbers or ISO dates; or random (the default), or position; 8:1:1
       separator: ";"                 # CSV only; the default is a comma, or a tab for .tsv
+      quotes: false                  # CSV only; whether fields may stand in double quotes: by default not between tabs
       min_count: 2                   # rarer values share id 0 with missing and unseen ones; default 1
       transform: log1p               # of dense columns; or standardise (the default), or none
       vocabulary: train              # ids of values in training rows (the default), or of all rows
       split_seed: 0                  # of a random split
     recipe: {dim: 16, bottom_mlp: [64], top_mlp: [256, 128], batch_size: 1024, epochs: 1}
 
-An empty field is a missing value: id 0 of a categorical column, the mean (0 after `standardise`) of a dense one.
-Values are compared as text. A CSV is copied once into a Parquet file that is removed in the end; memory holds
-the vocabularies, the time column if there is one, and a few blocks of rows, whatever the size of the file.
+An empty field, quoted or not, is a missing value: id 0 of a categorical column; of a dense one the mean, which is 0
+after `standardise`, and 0 with the other transforms. Values are compared as text. A CSV is copied once into a Parquet
+file that is removed in the end; memory holds the vocabularies, the time column if there is one, and a few blocks of
+rows, whatever the size of the file.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
-from polars.exceptions import NoDataError, PolarsError
+from polars.exceptions import PolarsError
+from pyarrow import csv
 from tqdm import tqdm
 
 from pocketrec import paths
-from pocketrec.data.columns import BLOCK, Transform, Vocabulary, encode
+from pocketrec.data.columns import Transform, Vocabulary, encode
 from pocketrec.data.rows import Inputs, Rows
 from pocketrec.errors import UserError, unknown
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 TIME = "__time__"
+ISO = r"^\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"
+TEXT_BLOCK = 2**24  # bytes of a CSV that are parsed together
+SHOWN = 60  # characters of a value that a message quotes
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Options:
     categorical: list[str]
     dense: list[str] = field(default_factory=list)
     separator: str | None = None
+    quotes: bool | None = None
     split: str = "random"
     split_seed: int = 0
     vocabulary: Vocabulary = "train"
@@ -99,22 +108,32 @@ def rows(options: Options, inputs: Inputs) -> Rows:
     """
     try:
         return _rows(options, inputs)
-    except NoDataError:
-        raise UserError(f"{options.file}: the file is empty") from None
-    except (PolarsError, OSError) as error:
-        raise UserError(f"{options.file}: cannot be read: {str(error).strip().splitlines()[0]}") from None
+    except (PolarsError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if reason == "Empty CSV file":
+            raise UserError(f"{options.file}: the file is empty") from None
+        if "straddl" in reason or "chunker" in reason:  # a field as long as a block
+            reason += "; is a quote never closed? Option `quotes: false` takes quotes as text"
+        if "utf" in reason.lower():
+            reason += "; save it as UTF-8"
+        raise UserError(f"{options.file}: cannot be read: {reason}") from None
 
 
 def _rows(options: Options, inputs: Inputs) -> Rows:
-    table = pl.scan_parquet(options.file) if options.is_parquet else _scan_csv(options)
-    _check_columns(options, table.collect_schema().names())
     columns = [options.label, *options.dense, *options.categorical, *_more(options)]
-    table = table.select(columns) if options.is_parquet else _to_parquet(table, columns, inputs)
+    if options.is_parquet:
+        table = pl.scan_parquet(options.file)
+        _check_columns(options, table.collect_schema().names())
+        table = table.select(columns).with_columns(pl.col(pl.String).replace("", None))
+    else:
+        _check_columns(options, _open_csv(options).schema.names)
+        table = _to_parquet(options, columns, inputs)
     label = _number(options.label)
     _check_values(options, table, options.label, label.is_in([0.0, 1.0]), "labels must be 0 or 1")
     for name in options.dense:
-        fine = pl.col(name).is_null() | _number(name).is_finite() | _number(name).is_nan()
-        _check_values(options, table, name, fine, "dense values must be finite numbers, or empty")
+        number = _number(name).cast(pl.Float32)
+        fine = pl.col(name).is_null() | number.is_finite() | number.is_nan()
+        _check_values(options, table, name, fine, "dense values must be finite numbers below 3e38, or empty")
     if options.time:
         table = table.with_columns(_time(options, table, *options.time).alias(TIME))
     return encode(
@@ -142,22 +161,39 @@ def _number(name: str) -> pl.Expr:
 
 def _time(options: Options, table: pl.LazyFrame, name: str) -> pl.Expr:
     """Return what orders the rows: text is compared as numbers where all of it is, else as ISO dates."""
-    _check_values(options, table, name, pl.col(name).is_not_null(), "every row needs its time")
+    there = pl.col(name).is_not_null() & _number(name).is_nan().fill_null(False).not_()
+    _check_values(options, table, name, there, "every row needs its time")
     if table.collect_schema()[name] != pl.String:
         return pl.col(name)
     if table.select(_number(name).is_not_null().all()).collect(engine="streaming").item():
         return _number(name)
-    iso = pl.col(name).str.contains(r"^\d{4}-\d{2}-\d{2}")
-    _check_values(options, table, name, iso, "times must all be numbers, or all dates like 2024-12-31")
+    rule = "times must all be numbers, or all dates like 2024-12-31 or 2024-12-31 09:30:00"
+    _check_values(options, table, name, pl.col(name).str.contains(ISO), rule)
     return pl.col(name)
 
 
-def _scan_csv(options: Options) -> pl.LazyFrame:
-    return pl.scan_csv(options.file, separator=_separator(options), infer_schema=False)
+def _open_csv(options: Options, columns: Sequence[str] = ()) -> csv.CSVStreamingReader:
+    """Open a CSV to be read block by block, as text; one of its lines with another number of fields is an error."""
+    quotes = _quotes(options)
+    return csv.open_csv(
+        options.file,
+        csv.ReadOptions(block_size=TEXT_BLOCK),
+        csv.ParseOptions(delimiter=_separator(options), quote_char=quotes and '"', newlines_in_values=quotes),
+        csv.ConvertOptions(
+            include_columns=columns,
+            column_types=dict.fromkeys(columns, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+        ),
+    )
 
 
 def _separator(options: Options) -> str:
     return options.separator or ("\t" if ".tsv" in options.file.suffixes else ",")
+
+
+def _quotes(options: Options) -> bool:
+    return _separator(options) != "\t" if options.quotes is None else options.quotes
 
 
 def _check_columns(options: Options, found: list[str]) -> None:
@@ -170,6 +206,8 @@ def _check_columns(options: Options, found: list[str]) -> None:
     for name in (options.label, *options.dense, *options.categorical, *options.time):
         if name not in found:
             raise unknown("column", name, found, options.file)
+        if found.count(name) > 1:
+            raise UserError(f"{options.file}: {found.count(name)} columns are called {name!r}")
 
 
 def _check_values(options: Options, table: pl.LazyFrame, name: str, fine: pl.Expr, rule: str) -> None:
@@ -177,18 +215,25 @@ def _check_values(options: Options, table: pl.LazyFrame, name: str, fine: pl.Exp
     wrong = table.select(pl.col(name)).with_row_index("#", offset=1).filter(~fine.fill_null(False)).head(1)
     for row, value in wrong.collect(engine="streaming").iter_rows():
         shown = "empty" if value is None else repr(value)
+        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
         raise UserError(f"{options.file}: row {row}: column {name!r} is {shown}; {rule}")
 
 
-def _to_parquet(table: pl.LazyFrame, columns: list[str], inputs: Inputs) -> pl.LazyFrame:
-    """Copy the columns needed; all are read, since a row with too many fields is noticed only then."""
+def _to_parquet(options: Options, columns: list[str], inputs: Inputs) -> pl.LazyFrame:
+    """Copy the columns needed of a CSV; a quote that was not meant as one has lines in it that are rows."""
     path = inputs.scratch / "table.parquet"
-    schema = pl.DataFrame(schema=table.collect_schema()).select(columns).to_arrow().schema
     with (
-        pq.ParquetWriter(path, schema) as writer,
+        _open_csv(options, columns) as reader,
+        pq.ParquetWriter(path, reader.schema) as writer,
         tqdm(unit="row", unit_scale=True, desc="read", disable=not inputs.progress) as bar,
     ):
-        for frame in table.collect_batches(chunk_size=BLOCK, engine="streaming"):
-            writer.write_table(frame.select(columns).to_arrow().cast(schema))
-            bar.update(len(frame))
-    return pl.scan_parquet(path)
+        for batch in reader:
+            writer.write_batch(batch)
+            bar.update(batch.num_rows)
+    table = pl.scan_parquet(path)
+    if _quotes(options):
+        for name in columns:
+            swallowed = pl.col(name).str.contains("\n") & pl.col(name).str.contains(_separator(options), literal=True)
+            rule = "it holds a line break and a separator; where quotes are plain text, set option `quotes: false`"
+            _check_values(options, table, name, ~swallowed.fill_null(False), rule)
+    return table
