@@ -150,3 +150,7 @@ def test_the_notebook_answers(folders, capsys):
     shown = cells.execute("which_method", results=[str(folder) for folder in folders], megabytes=1e3)
     assert "Over all: full" in capsys.readouterr().out
     assert len(shown[-1])
+
+
+def test_full_tables_alone_have_no_rivals(runs):
+    assert choice.at_equal_bytes(runs[runs["method"] == "full"]).empty

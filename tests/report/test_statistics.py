@@ -223,6 +223,7 @@ def test_same_mean_without_common_seeds_is_welchs():
     assert same_mean(a, b) == (pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue), "Welch")
     assert np.isnan(same_mean(a, a + 1.0)[0])  # equal differences have no spread to test against
     assert np.isnan(same_mean(a[:1], b[:1])[0])
+    assert same_mean(a, a) == (1.0, "paired")  # two names of one model
 
 
 def test_missing_p_values_do_not_count_in_the_correction():

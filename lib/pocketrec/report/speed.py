@@ -592,10 +592,10 @@ def roofline(speed: Speed, batch: int = 2048) -> Figure:
     """
     table = _where(speed.medians, {"batch": batch, "work": "forward", "ids": "zipf"})
     share, what = ("share_of_copy", "a copy") if speed.on_gpu else ("share_of_known", "known indices")
-    found = table[table[share].notna() & (table["route"] != KNOWN)].assign(share=table[share])
+    found = table[table[share].notna() & (table["route"] != KNOWN)]
     if found.empty:
         return sentence(f"Nothing to compare with was timed at batch {batch:,}.")
-    found = found.sort_values(["dim", "share"]).reset_index(drop=True)
+    found = found.assign(share=found[share]).sort_values(["dim", "share"]).reset_index(drop=True)
     figure, axes = panels(found["dim"].nunique(), 6.4, 0.2 * found.groupby("dim").size().max() + 1.4, columns=2)
     for ax, (dim, rows) in zip(axes, found.groupby("dim"), strict=True):
         rows = rows.tail(30).reset_index(drop=True)

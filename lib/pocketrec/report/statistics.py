@@ -65,11 +65,13 @@ def same_mean(a: pd.Series, b: pd.Series) -> tuple[float, str]:
     """Return the p-value of equal means of two cells, indexed by seed, and the test that gave it.
 
     It is paired where two seeds are in both, else Welch's where each has two; NaN and "" where seeds or
-    spread are missing.
+    spread are missing. Cells that are equal seed by seed, as those of two names for one model, differ by nothing: 1.
     """
     both = a.index.intersection(b.index)
     if len(both) >= 2:
         differences = b[both] - a[both]
+        if (differences == 0).all():
+            return 1.0, "paired"
         return (stats.ttest_1samp(differences, 0).pvalue, "paired") if differences.nunique() > 1 else (np.nan, "")
     if min(len(a), len(b)) >= 2 and max(a.nunique(), b.nunique()) > 1:
         return stats.ttest_ind(a, b, equal_var=False).pvalue, "Welch"
@@ -100,7 +102,8 @@ def differences(results: pd.DataFrame, to: Literal["full", "best"] = "full") -> 
         found = {"reference": _name(other), "difference": mean, "difference_ci": half_width(gap.std(), len(gap))}
         rows.append(dict(zip(CELL, cell, strict=True)) | found | {"seeds": len(gap), "p": p, "test": test})
     table = pd.DataFrame(rows, columns=[*CELL, "reference", "difference", "difference_ci", "seeds", "p", "test"])
-    return table.assign(p=table.groupby("dataset")["p"].transform(corrected).astype("float64"))
+    table = table.assign(p=table.groupby("dataset")["p"].transform(corrected))
+    return table.astype(dict.fromkeys(("ratio_requested", "difference", "difference_ci", "p"), "float64"))
 
 
 def by_seed(results: pd.DataFrame, metric: str) -> dict[tuple, pd.Series]:
@@ -219,9 +222,15 @@ def finding(results: pd.DataFrame) -> str:
     of = " of several seeds" if small["n"].min() == 1 < row["n"] else ""
     rule = "keeps 95 % at a higher ratio" if keeps else "keeps 95 %, it is the best at the lowest ratio"
     kept = f"{label(row)} at {times(row['ratio'])} {_kept(row, full.iloc[0])} ({seeds_of(row['n'])})"
-    past = full["peak_auc"].iloc[0] - full["validation_auc"].iloc[0]
-    worn = f"; the full table was kept as it ended, {past:.3f} below its best validation AUC" if past > PAST else ""
+    worn = "".join(f"; {text}" for text in overtrained(full).values())
     return f"{kept}; on validation none{of} {rule}{worn}"
+
+
+def overtrained(cells: pd.DataFrame) -> dict[str, str]:
+    """Say of each dataset whose full table, a row of `summary`, was trained too long how far it had come down."""
+    past = cells[is_baseline(cells)].set_index("dataset").eval("peak_auc - validation_auc")
+    text = "the full table was kept as it ended, {:.3f} below its best validation AUC"
+    return {dataset: text.format(fall) for dataset, fall in past.items() if fall > PAST}
 
 
 def size_finding(results: pd.DataFrame) -> str:

@@ -92,7 +92,7 @@ def standing(results: pd.DataFrame, method: str) -> Styler:
     """
     table = summary(results)
     ranks = table.assign(score=score(table))[table["method"] != "full"].groupby(_RIVALS)["score"]
-    table = table.assign(rank=ranks.rank(ascending=False), rivals=ranks.transform("count"))
+    table = table.assign(rank=ranks.rank(ascending=False, method="min"), rivals=ranks.transform("count"))
     table = table[table["method"] == method]
     table = table.merge(
         differences(results)[[*CELL, "reference", "difference", "difference_ci", "p"]], how="left", on=CELL

@@ -373,6 +373,7 @@ def verdicts(runs: pd.DataFrame, measured: dict[str, pd.DataFrame]) -> list[Verd
 def _smaller(dataset: str, found: pd.DataFrame, suite: str) -> Verdict:
     """Judge one dataset by how many times narrower the best of the widths is, corrected for how many were tried."""
     claim, published = f"{dataset}: at some width d a table at least 4 times narrower reaches the same AUC", PUBLISHED
+    ran = "not run" if found.empty else "too few seeds for an interval"
     found = found[SMALLER[0] * found["d"] <= found["widest"]].dropna(subset="low")
     if found.empty and dataset == THEIRS:
         needs = "Criteo-Kaggle (45.8 M rows) and 20 GB for tables in training"
@@ -380,7 +381,7 @@ def _smaller(dataset: str, found: pd.DataFrame, suite: str) -> Verdict:
     command = f"pocketrec run {suite} --dataset {dataset}"
     if found.empty:
         needs = f"two seeds of k = {MAIN}, and of plain tables 4 times wider"
-        return Verdict(claim, published, "not run", UNTESTED, needs, command)
+        return Verdict(claim, published, ran, UNTESTED, needs, command)
     here = "; ".join(f"d = {row['d']}: {_narrower(row)} times" for row in found.to_dict("records"))
     best = [(found[end] / found["d"]).max() for end in ("low", "high")]
     verdict = by_interval(best[:1], best[1:], least=SMALLER[0])
@@ -555,8 +556,9 @@ def _most(rows: pd.DataFrame) -> str:
     if found.empty:
         return f"k = {MAIN} has not run"
     times = (_seen(found, "width") / found["d"]).round(1)
-    bound = " or more" if np.isinf(found["width"]).any() else ""
-    return f"k = {MAIN} is worth {times.min():g} to {times.max():g}{bound} times the width"
+    least = " or less" if (found["width"] <= found["narrowest"]).any() else ""
+    most = " or more" if np.isinf(found["width"]).any() else ""
+    return f"k = {MAIN} is worth {times.min():g}{least} to {times.max():g}{most} times the width"
 
 
 @house_style

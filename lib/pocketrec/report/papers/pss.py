@@ -43,7 +43,7 @@ from pocketrec.report.plots import (
     sentence,
 )
 from pocketrec.report.results import curves, load_measured, read_records, tidy
-from pocketrec.report.statistics import differences, half_width, on_same_rows
+from pocketrec.report.statistics import differences, half_width, on_same_rows, overtrained, summary
 
 METHOD, RATIO = "pss", 10_000
 CRITEO, BASELINE = "pss_criteo_tb", "full_criteo_tb"  # suites: the claim's own data, and the full table to hold it to
@@ -934,7 +934,7 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
 def _no_loss(evidence: Evidence) -> Verdict:
     claim = "10,000 times smaller tables lose no quality: on the data here"
     published = f"Criteo-TB: 100 GB become 10 MB at AUC {AUC} ({SOURCE}; weights file)"
-    found = differences(evidence.runs).astype({"ratio_requested": "float64"})
+    found, worn = differences(evidence.runs), overtrained(summary(evidence.runs))
     found = found[(found["method"] == METHOD) & (found["ratio_requested"] == evidence.ratio)]
     if found.empty:
         here = f"No finished pair of full and pss at {times(RATIO)} or more"
@@ -942,10 +942,12 @@ def _no_loss(evidence: Evidence) -> Verdict:
     told = [
         f"{row['dataset']} at {times(row['ratio_requested'])}: test AUC "
         f"{signed(row['difference'], row['difference_ci'])} ({seeds_of(row['seeds'])}{_on_rows(evidence, row)})"
+        + "".join(f", but {worn[name]}" for name in [row["dataset"]] if name in worn)
         for row in found.to_dict("records")
     ]
-    gap, half = found["difference"].astype("float64"), found["difference_ci"].astype("float64")
-    verdict = by_interval(gap - half, gap + half, least=-NO_LOSS)
+    fair = found[~found["dataset"].isin(worn)]  # beside a table that was trained too long no loss is no merit
+    gap, half = fair["difference"], fair["difference_ci"]
+    verdict = UNDECIDED if fair.empty else by_interval(gap - half, gap + half, least=-NO_LOSS)
     return Verdict(claim, published, "; ".join(told), verdict, *(evidence.more_seeds if verdict == UNDECIDED else ()))
 
 
@@ -975,6 +977,8 @@ def differences_table(evidence: Evidence) -> Styler:
         "seeds": table["seeds"],
         "p": table["p"].map(probability),
     }
+    if worn := overtrained(summary(evidence.runs)):
+        told["beside"] = table["dataset"].map(worn).fillna("")
     return _shown(pd.DataFrame(told))
 
 
