@@ -356,7 +356,7 @@ def _filter(
         named = {run["name"]: _number(str(run["identity"].get(axis))) for run in quality}
         wanted = {_number(word) for word in text.split(",") if word.strip()}
         for word in wanted.difference(named.values()):
-            raise unknown(axis, word, named.values(), suite.path)
+            raise unknown(axis, word, set(named.values()), suite.path)
         kept &= {name for name, value in named.items() if value in wanted}
     served = [_configuration(run["cell"]) for run in quality if run["name"] in kept]
     chosen = [

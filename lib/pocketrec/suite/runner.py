@@ -58,10 +58,11 @@ def execute(runs: list[Run], executor: Executor, *, jobs: int | None = None, lis
 def note_searches(runs: Iterable[Run]) -> None:
     """Write into the records of runs that stand what their searches have found since: more values, the same choice."""
     for run in runs:
-        if run.search and not run.pending:
+        before = record.read(run.folder) if run.search and not run.pending else None
+        if before and before.get("search") != run.search:
             with suppress(process.Busy), process.locked(run.lock):
                 found = record.read(run.folder)
-                if found and found["key"] == run.key and found.get("search") != run.search:
+                if found and found["key"] == run.key:
                     write_json(run.folder / "record.json", found | {"search": run.search})
 
 
