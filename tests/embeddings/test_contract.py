@@ -240,6 +240,11 @@ def test_ids_out_of_range_raise(method, feature, wrong):
         make(method)(ids)
 
 
+def test_ids_that_are_no_integers_raise(method):
+    with pytest.raises(TypeError, match="int32 or int64, got torch.float32"):
+        make(method)(draw_ids().float())
+
+
 @pytest.mark.parametrize("shape", [(5,), (5, 2)])
 def test_ids_of_the_wrong_shape_raise(method, shape):
     with pytest.raises(ValueError, match="ids must be"):

@@ -3,6 +3,8 @@
 import pytest
 from tests.suite.conftest import PARAMETERS, PREAMBLE
 
+from pocketrec import report
+
 PUBLISH = """
 if lr == 9.0: raise Diverged("the loss is nan")
 best = {"robe": 0.3, "full": 0.1}[method]
@@ -60,6 +62,8 @@ def test_a_knob_is_searched_for_its_method_alone_and_used(searched):
         found = records[f"robe/tiny/r100-s{seed}"]
         assert found["parameters"]["knobs"]["block_size"] == found["search"]["chosen"]
         assert "search" not in records[f"full/tiny/r100-s{seed}"]
+    found = report.load_results(searched.path / "results/knob")
+    assert set(found["variant"]) == {""}  # chosen for each cell, and so no axis
 
 
 def test_records_learn_of_values_that_were_tried_later(searched):
@@ -82,6 +86,7 @@ def test_records_learn_of_values_that_were_tried_later(searched):
         ("search: {'lr, epochs': [[0.1, 1], [0.3, 1]]}", "one parameter"),
         ("search: {robe.blocksize: [8, 16]}", "unknown knob of robe 'blocksize'"),
         ("fixed: {score_test: false}", "test rows alone"),
+        ("exclude: [{method: robe}]\nsearch: {robe.block_size: [8, 16]}", "`grid` has no method robe"),
     ],
 )
 def test_a_search_that_makes_no_sense_is_refused(searched, text, message):

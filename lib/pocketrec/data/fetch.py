@@ -101,7 +101,7 @@ def _check_kind(url: str, part: Path, name: str) -> None:
         start = file.read(2)
     if not start or start != MAGIC.get(Path(name).suffix, start):
         part.unlink()
-        raise Unreachable(f"{url}: what the host gives is no {Path(name).suffix} file")
+        raise Unreachable(f"{url}: what the host gives is empty, or no {Path(name).suffix} file")
 
 
 def _continue(url: str, part: Path, progress: bool) -> None:

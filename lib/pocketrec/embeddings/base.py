@@ -213,6 +213,8 @@ class Embedding(nn.Module):
     def _checked(self, ids: Tensor) -> Tensor:
         if ids.ndim != 2 or ids.shape[1] != len(self.cardinalities):
             raise ValueError(f"ids must be [batch, {len(self.cardinalities)}], got {list(ids.shape)}")
+        if ids.is_floating_point():
+            raise TypeError(f"ids must be int32 or int64, got {ids.dtype}, which cannot name every row")
         if ids.is_cpu and self.checks_ids:
             return ids
         if torch.compiler.is_compiling():

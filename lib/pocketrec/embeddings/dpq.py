@@ -75,11 +75,12 @@ class Dpq(Embedding):
         granularities: Callable[[int], list[tuple[int, float]]],
     ) -> dict[str, Any]:
         """Return the config of most bits a row; `granularities` gives tail bits and share of the head for `bits`."""
-        if (groups is not None and (groups < 1 or dim % groups)) or not 1 <= (8 if bits is None else bits) <= 8:
+        divisors, words = [d for d in range(1, dim + 1) if dim % d == 0], range(1, 9)
+        if groups not in (None, *divisors) or bits not in (None, *words):
             raise ValueError(f"{cls.name}: groups must divide dim = {dim}, and bits be 1 to 8; got {groups} and {bits}")
         best, least = None, None
-        for d in [groups] if groups is not None else [d for d in range(1, dim + 1) if dim % d == 0]:
-            for b in [bits] if bits is not None else range(1, 9):
+        for d in divisors if groups is None else [groups]:
+            for b in words if bits is None else [bits]:
                 coded = sum(cardinalities[t] for t in cls._coded(cardinalities, dim, d, b))
                 for tail_bits, head_share in granularities(b):
                     head = int(head_share * coded)

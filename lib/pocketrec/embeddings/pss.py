@@ -80,8 +80,13 @@ class Pss(Robe):
         super().__init__(
             cardinalities, dim, seed=seed, size=sum(sizes), block_size=block_size, sign=sign, init_scale=init_scale
         )
-        self.config = {"sizes": list(sizes), "block_size": block_size, "scope": scope, "sign": sign}
-        self.config |= {"init_scale": init_scale}
+        self.config = {
+            "sizes": list(sizes),
+            "block_size": block_size,
+            "scope": scope,
+            "sign": sign,
+            "init_scale": init_scale,
+        }
         self.per_table = scope == "per table"
         whole = torch.tensor(sizes).eq(self.limits * dim)  # tables that keep a place for every id
         self._windows(sizes, own=whole if self.per_table else None)

@@ -550,7 +550,7 @@ def searches(tried: pd.DataFrame) -> Figure:
     """The value that each configuration got from its search, a panel a dataset; ringed: at an end of the list."""
     chosen = tried[tried["chosen"]]
     if chosen.empty:
-        return sentence("No parameter was searched: every method had the same fixed values.")
+        return sentence("No number was searched; words, where a suite searches them, stand in the records.")
     methods = sorted(chosen["method"].unique(), reverse=True)
     datasets = list(chosen["dataset"].unique())
     name = _WORDS.get(chosen["parameter"].iloc[0], chosen["parameter"].iloc[0])

@@ -25,11 +25,8 @@ def publish(suite_dir: str | Path, target: str | Path, question: str | None = No
     done = results[results["status"] == "done"]
     if done.empty:
         raise UserError(f"{suite_dir}: no run is done, so there is nothing to publish")
-    kept = {
-        *done.sort_values(["ratio_requested", "run"], ascending=[False, True])
-        .groupby(["method", "dataset"])["run"]
-        .first()
-    }
+    hardest = done.sort_values(["ratio_requested", "run"], ascending=[False, True])
+    kept = set(hardest.groupby(["method", "dataset"])["run"].first())
     new = target.parent / ".new" / target.name  # pages take the suite's name from their folder
     shutil.rmtree(new, ignore_errors=True)
     for record in suite_dir.glob("runs/*/*/*/record.json"):

@@ -96,7 +96,7 @@ def load_searches(path: str | Path) -> pd.DataFrame:
     rows = [
         {name: identity[name] for name in CELL}
         | {"parameter": search["parameter"], "value": float(value), "validation_auc": auc}
-        | {"chosen": float(value) == search["chosen"]}
+        | {"chosen": float(value) == float(f"{search['chosen']:g}")}  # as values are written
         for record, identity in _quality(read_records(Path(path)))
         for search in [record.get("search", {})]
         if isinstance(search.get("chosen"), int | float) and not isinstance(search["chosen"], bool)
@@ -246,7 +246,7 @@ def _variants(quality: list[dict[str, Any]]) -> dict[str, str]:
         | {"ratio": record.get("ratio"), "name": name, "value": str(value)}
         for record in quality
         for name, value in flat(record.get("parameters", {}))
-        if name != record.get("search", {}).get("parameter")  # chosen for each cell, not an axis
+        if name != record.get("search", {}).get("parameter", "").rpartition(".")[2]  # chosen for each cell, not an axis
     )
     names = {record["run"]: "" for record in quality}
     if settings.empty:

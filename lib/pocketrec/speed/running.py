@@ -120,9 +120,8 @@ def _keep(path: Path, samples: pd.DataFrame, add: bool) -> None:
 
 def _points(samples: pd.DataFrame) -> pd.Series:
     """Return a name for the way and point of each sample."""
-    return (
-        samples[[name for name in POINT if name in samples]].astype(object).fillna("").astype(str).agg("|".join, axis=1)
-    )
+    known = [name for name in POINT if name in samples]
+    return samples[known].astype(object).fillna("").astype(str).agg("|".join, axis=1)
 
 
 def _about(found: dict[str, Any]) -> str:

@@ -166,6 +166,7 @@ def index(suite: SuiteName) -> None:
     from pocketrec import report
 
     folder = _results(suite)
+    _strays(suite)
     report.convert(folder)
     page = report.index(folder, question=_title(suite))
     _console().print(f"open {page}\n  or {Path(page).resolve().as_uri()}", soft_wrap=True)
@@ -177,6 +178,7 @@ def publish(suite: SuiteName) -> None:
     from pocketrec import paths, report
 
     folder = _results(suite)
+    _strays(suite)
     target = paths.RESULTS / "published" / folder.name
     page = report.publish(folder, target, question=_title(suite), own=_own_dashboard(suite))
     _console().print(f"kept {page.parent}", soft_wrap=True)
@@ -191,6 +193,7 @@ def bundle(
     from pocketrec import report
 
     folder = _results(suite)
+    _strays(suite)
     report.convert(folder)
     path, left_out = report.bundle(folder, to, question=_title(suite))
     _console().print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
@@ -432,6 +435,23 @@ def _own_dashboard(name: str) -> str | None:
     return f"paper_{suite.paper}" if suite.paper else suite.name
 
 
+def _strays(name: str) -> None:
+    """Say how many records of a suite are stale, or of runs that its file does not ask for: they are shown as well."""
+    try:
+        suite, runs = _plan(name, {})
+    except UserError:  # a folder, or a suite whose file is not at hand
+        return
+    root = suite.folder / "runs"
+    there = {file.parent.relative_to(root).as_posix() for file in root.glob("*/*/*/record.json")}
+    stale, others = sum(run.state == "stale" for run in runs), len(there - {run.name for run in runs})
+    if stale or others:
+        typer.echo(
+            f"{name}: {stale} stale records (`pocketrec run {name}` renews them) and {others} of runs not in "
+            f"{suite.path} (remove or move their folders in {root}) are shown among the others",
+            err=True,
+        )
+
+
 def _title(name: str) -> str | None:
     """Return what a suite asks, where its file is at hand."""
     from pocketrec.files import read_yaml
@@ -450,11 +470,11 @@ def _results(name: str) -> Path:
     from pocketrec import paths
     from pocketrec.suite import spec
 
-    if "/" in name or Path(name).suffix == ".zip":
-        if Path(name).suffix not in (".yaml", ".yml", ".zip") and not Path(name).is_dir():
-            raise UserError(f"{name}: no such folder")
-        if Path(name).suffix not in (".yaml", ".yml"):
-            return Path(name)
+    path = Path(name)
+    if path.suffix == ".zip" or (path.is_dir() and "/" in name):
+        return path
+    if "/" in name and path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{name}: no such folder")
     return paths.RESULTS / spec.find(name).stem
 
 

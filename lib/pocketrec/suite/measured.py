@@ -67,4 +67,4 @@ def _of(suite: Suite) -> dict[str, str]:
     found = [record.read(file.parent) for file in sorted(suite.folder.glob("runs/*/*/*/record.json"))]
     done = [(run["key"], run.get("started")) for run in found if run and run["status"] == "done"]
     code = code_hash((f"papers/{suite.paper}.py", "same_rows.py", *SHARED_CODE, *TIMED_CODE))
-    return {"code": code, "runs_done": hashlib.sha256(json.dumps(done).encode()).hexdigest()}
+    return {"code": code, "runs": hashlib.sha256(json.dumps(done).encode()).hexdigest()}

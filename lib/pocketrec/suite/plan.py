@@ -215,7 +215,7 @@ def _found(suite: Suite, cell: Mapping[str, Any], searches: list[dict[str, Any]]
         done = [
             (found["metrics"]["validation"]["auc"], run["value"])
             for run, found in zip(mine, records, strict=True)
-            if found.get("key") == run["key"] and "auc" in found.get("metrics", {}).get("validation", {})
+            if found.get("key") == run["key"] and found["status"] == "done" and "auc" in found["metrics"]["validation"]
         ]
         return {
             "parameter": parameter,

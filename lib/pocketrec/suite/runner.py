@@ -121,6 +121,8 @@ class _Runner:
     def _settle(self, run: Run, lock: int) -> None:
         if (found := self._settled_meanwhile(run)) is not None:
             self._finish(run, found)
+        elif run.problem and (before := record.read(run.folder)) and before["status"] == "done":
+            self._finish(run, None, f"{run.name}: {run.problem}; its result stays as it is")
         elif run.source and not self._source_is_done(run):
             self._finish(run, None)
         else:
@@ -209,14 +211,15 @@ def _workplace(run: Run) -> Iterator[Path]:
 
 
 def _take_place(run: Run, folder: Path) -> None:
-    """Put a finished run where it belongs; an older result that was done is kept among the replaced ones."""
-    before = record.read(run.folder)
-    if before and before["status"] == "done" and before["key"] != run.key:
-        kept = paths.RESULTS / run.suite / "replaced" / f"{run.name}-{before['key'][:8]}"
+    """Put a finished run where it belongs; one that was done, or cannot be read, is kept among the replaced ones."""
+    before, unreadable = record.read(run.folder), (run.folder / "record.json").exists()
+    if (before["status"] == "done" and before["key"] != run.key) if before else unreadable:
+        mark = before["key"][:8] if before else "unreadable"
+        kept = paths.RESULTS / run.suite / "replaced" / f"{run.name}-{mark}"
         number = 1
         while kept.exists():
             number += 1
-            kept = kept.with_name(f"{run.folder.name}-{before['key'][:8]}-{number}")
+            kept = kept.with_name(f"{run.folder.name}-{mark}-{number}")
         kept.parent.mkdir(parents=True, exist_ok=True)
         run.folder.rename(kept)
     elif run.folder.exists():

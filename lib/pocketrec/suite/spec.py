@@ -168,7 +168,7 @@ def load(suite: str) -> Suite:
         timed=timed,
         cells=tuple(cells),
         fixed=fixed,
-        search=_search(path, content, notebook.parameters, {*fixed, *axis_names(cells)}),
+        search=_search(path, content, notebook.parameters, resolved, {*fixed, *axis_names(cells)}),
         knobs={name: _knobs(path, content, name) for name in _values(path, resolved, "method")},
         options={name: _options(path, content, name) for name in _values(path, resolved, "dataset")},
         limits=_limits(path, content),
@@ -280,7 +280,9 @@ def _fixed(where: Path, content: Mapping, notebook: Template, timed: Template | 
     return {name: _parameter(where, name, value, defaults) for name, value in fixed.items()}
 
 
-def _search(where: Path, content: Mapping, defaults: Mapping[str, Any], taken: set[str]) -> dict[str, list[Any]]:
+def _search(
+    where: Path, content: Mapping, defaults: Mapping[str, Any], cells: list[dict[str, Any]], taken: set[str]
+) -> dict[str, list[Any]]:
     """Return the one parameter that is searched, with its values."""
     search = _mapping(where, "search", content)
     if len(search) > 1:
@@ -294,7 +296,10 @@ def _search(where: Path, content: Mapping, defaults: Mapping[str, Any], taken: s
             raise UserError(f"{where}: `search` of {name} needs a list of at least two values, got {values!r}")
         if "score_test" not in defaults:
             raise UserError(f"{where}: `search` needs a notebook with the parameter `score_test`")
-        return {name: [point[name] for point in _axis(where, name, values, defaults)]}
+        found = {name: [point[name] for point in _axis(where, name, values, defaults)]}
+        if "." in name and name.partition(".")[0] not in {cell["method"] for cell in cells}:
+            raise UserError(f"{where}: `search` names {name}, but `grid` has no method {name.partition('.')[0]}")
+        return found
     return {}
 
 

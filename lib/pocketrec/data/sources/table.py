@@ -79,7 +79,7 @@ class Options:
     @property
     def file(self) -> Path:
         """The table's absolute path."""
-        return (paths.ROOT / self.path).absolute()
+        return (paths.ROOT / Path(self.path).expanduser()).absolute()
 
     @property
     def is_parquet(self) -> bool:
@@ -126,7 +126,8 @@ def _rows(options: Options, inputs: Inputs) -> Rows:
         _check_columns(options, table.collect_schema().names())
         table = table.select(columns).with_columns(pl.col(pl.String).replace("", None))
     else:
-        _check_columns(options, _open_csv(options).schema.names)
+        with _open_csv(options) as reader:
+            _check_columns(options, reader.schema.names)
         table = _to_parquet(options, columns, inputs)
     label = _number(options.label)
     _check_values(options, table, options.label, label.is_in([0.0, 1.0]), "labels must be 0 or 1")

@@ -942,7 +942,7 @@ def _no_loss(evidence: Evidence) -> Verdict:
     told = [
         f"{row['dataset']} at {times(row['ratio_requested'])}: test AUC "
         f"{signed(row['difference'], row['difference_ci'])} ({seeds_of(row['seeds'])}{_on_rows(evidence, row)})"
-        + "".join(f", but {worn[name]}" for name in [row["dataset"]] if name in worn)
+        + (f", but {worn[row['dataset']]}" if row["dataset"] in worn else "")
         for row in found.to_dict("records")
     ]
     fair = found[~found["dataset"].isin(worn)]  # beside a table that was trained too long no loss is no merit

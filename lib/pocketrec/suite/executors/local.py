@@ -16,10 +16,9 @@ from pocketrec.suite.spec import Suite
 
 def default_jobs(suite: Suite, runs: list[Run]) -> int:
     """As many runs at a time as the suite says, else as fill the cores; on a GPU, which they would share, one."""
-    if any(str(run.parameters.get("device", "cpu")) != "cpu" for run in runs):
-        return suite.jobs or 1
     threads = max(int(run.parameters.get("threads") or 1) * int(run.parameters.get("nproc") or 1) for run in runs)
-    return suite.jobs or max(1, (os.cpu_count() or 1) // threads)
+    on_gpu = any(run.parameters.get("device", "cpu") != "cpu" for run in runs)
+    return suite.jobs or (1 if on_gpu else max(1, (os.cpu_count() or 1) // threads))
 
 
 class Local:
