@@ -173,7 +173,7 @@ def test_an_answer_that_is_not_the_file_does_not_get_its_name(root, host):
     Host.files |= {"/page/f.gz": b"<html>no</html>", "/empty/f.gz": b"", "/f.gz": b"\x1f\x8b right"}
     target = root / "down" / "f.gz"
     wrong = [f"{host}/page/f.gz", f"{host}/empty/f.gz"]
-    with pytest.raises(UserError, match=r"page/f.gz: what the host gives is no .gz file"):
+    with pytest.raises(UserError, match=r"page/f.gz: what the host gives is empty, or no .gz file"):
         fetch.resume(wrong, target, "get it by hand", False)
     assert left(root) == []
     assert fetch.resume([*wrong, f"{host}/f.gz"], target, "get it by hand", False).read_bytes() == b"\x1f\x8b right"

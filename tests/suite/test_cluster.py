@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from conftest import ACT, LATENCY, LATENCY_PARAMETERS, PARAMETERS, PREAMBLE, PUBLISH, Root
+from tests.suite.conftest import ACT, LATENCY, LATENCY_PARAMETERS, PARAMETERS, PREAMBLE, PUBLISH, Root
 
 import pocketrec
 from pocketrec import paths

@@ -11,7 +11,7 @@ from test_spec import here
 
 from pocketrec.errors import UserError
 from pocketrec.files import write_json
-from pocketrec.suite import plan, spec
+from pocketrec.suite import cli, plan, spec
 from pocketrec.suite.executors import local
 
 __all__ = ["here"]
@@ -207,3 +207,18 @@ def test_on_a_gpu_one_run_at_a_time_unless_the_suite_says_more(here, monkeypatch
     assert jobs(text) == 8
     assert jobs(text + "fixed: {device: cuda}") == 1
     assert jobs(text + "fixed: {device: cuda}\njobs: 3") == 3
+
+
+def test_stale_records_and_those_of_no_run_are_counted(here, capsys):
+    runs = runs_of(here, "grid: {method: robe, dataset: tiny, seed: [0, 1, 2]}")
+    for run in runs:
+        found = {"schema": 1, "key": run.key, "status": "done", "kind": "quality", "method": "robe", "dataset": "tiny"}
+        write_json(run.folder / "record.json", found | {"seconds": 1.0})
+    cli._strays("p")
+    assert capsys.readouterr().err == ""
+    runs_of(here, "grid: {method: robe, dataset: tiny, seed: [0, 1]}\nfixed: {epochs: 3}")
+    cli._strays("p")
+    said = capsys.readouterr().err
+    assert said.startswith("p: 2 stale records") and "and 1 of runs not in" in said
+    cli._strays(str(runs[0].folder.parents[2]))  # a folder asks for nothing
+    assert capsys.readouterr().err == ""

@@ -1,5 +1,6 @@
 """Suites over time: two at once, stopped, killed, changed, and the timed runs after the others."""
 
+import json
 import os
 import signal
 import threading
@@ -113,37 +114,29 @@ def test_a_changed_suite_keeps_what_was_done_before(root):
     assert {"record.json", "run.ipynb", "metrics.json"} <= {file.name for file in kept.iterdir()}
 
 
+def record_of(root, suite, status="done"):
+    """Write a record of the run `robe/tiny/r100-s0`, under a key of other settings, and return its file."""
+    found = {"schema": 1, "key": "k" * 64, "status": status, "kind": "quality", "method": "robe", "dataset": "tiny"}
+    name = f"results/{suite}/runs/robe/tiny/r100-s0/record.json"
+    return root.write(name, json.dumps(found | {"run": "robe/tiny/r100-s0", "seconds": 1.0}))
+
+
 def test_without_its_data_a_run_keeps_the_result_it_has(root):
-    text = "grid: {method: robe, dataset: tiny}\n"
-    root.suite("away", text)
-    assert root.call("run", "away")[0] == 0
-    before, whole = root.records("away"), (root.path / "params/datasets/tiny.yaml").read_text()
-    root.write("params/datasets/tiny.yaml", whole + "missing: true\n")
-    root.suite("away", text + "fixed: {epochs: 3}\n")  # another key, as that of data that cannot be had
+    root.suite("away", "grid: {method: robe, dataset: tiny}\n")
+    root.write("params/datasets/tiny.yaml", "missing: true\n")
+    file = record_of(root, "away")
+    before = file.read_text()
     code, out, err = root.call("run", "away")
     assert code == 1 and "raw.csv is missing" in out + err and "its result stays" in out + err
-    assert root.records("away") == before and not (root.path / "results/away/replaced").exists()
-    root.write("params/datasets/tiny.yaml", whole)
-    root.suite("away", text)
-    assert "nothing to do" in root.call("run", "away")[1]
+    assert file.read_text() == before and not (root.path / "results/away/replaced").exists()
 
 
 def test_the_folder_of_a_record_that_cannot_be_read_is_kept(root):
     root.suite("torn", "grid: {method: robe, dataset: tiny}\n")
-    assert root.call("run", "torn")[0] == 0
-    root.write("results/torn/runs/robe/tiny/r100-s0/record.json", '{"schema": 1, "status": "do')
-    root.write("results/torn/runs/robe/tiny/r100-s0/my_notes.txt", "mine")
+    record_of(root, "torn", status="unknown").with_name("my_notes.txt").write_text("mine")
     assert root.call("run", "torn")[0] == 0
     assert statuses(root, "torn") == {"r100-s0": "done"}
     assert (root.path / "results/torn/replaced/robe/tiny/r100-s0-unreadable/my_notes.txt").exists()
-
-
-def test_records_of_no_run_and_stale_ones_are_counted(root):
-    root.suite("strays", "grid: {method: robe, dataset: tiny, seed: [0, 1]}\n")
-    assert root.call("run", "strays")[0] == 0
-    assert "shown among the others" not in root.call("index", "strays")[2]
-    root.suite("strays", "grid: {method: robe, dataset: tiny, seed: 0}\nfixed: {epochs: 3}\n")
-    assert "strays: 1 stale records" in (said := root.call("index", "strays")[2]) and "and 1 of runs not in" in said
 
 
 def test_a_record_that_cannot_be_written_is_said(root):

@@ -131,8 +131,8 @@ def _append(url: str, part: Path, progress: bool) -> bool:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # there is no more of it
-            stamp.unlink()
-            return error.headers["Content-Range"] == f"bytes */{have}"
+            stamp.unlink(missing_ok=True)
+            return part.exists() and error.headers["Content-Range"] == f"bytes */{have}"
         raise
     with response:
         if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
