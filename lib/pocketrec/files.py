@@ -52,6 +52,13 @@ def atomic(path: Path, mode: str = "wb") -> Iterator[IO]:
         raise
 
 
+def spelled(value: Any) -> str:
+    """Spell a parameter's value as names of folders and records do: 0.1, 1000, 64x32, int8."""
+    if isinstance(value, list):
+        return "x".join(spelled(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def source_hash(file: Path) -> str:
     """Hash what a file does, as SHA-256: of Python its comments, docstrings and layout do not count."""
     content = file.read_bytes()

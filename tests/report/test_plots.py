@@ -161,4 +161,18 @@ def test_searches_ring_what_ends_the_list():
     assert "1 of 2" in ax.get_title(loc="left")
     assert ax.get_xlabel() == "Best learning rate of the tables"
     assert [line.get_mec() for line in ax.lines].count(plots.ALARM) == 1
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.01", "0.1", "1"]
     assert "fixed" in _texts(plots.searches(tried.iloc[:0]))
+
+
+def test_searched_words_stand_side_by_side():
+    rows = [
+        {"dataset": "planted", "method": "robe", "variant": "", "ratio_requested": ratio, "parameter": "schedule"}
+        | {"value": word, "validation_auc": 0.7, "chosen": word == "plateau", "end": ""}
+        for ratio in (10.0, 100.0)
+        for word in ("constant", "plateau")
+    ]
+    (ax,) = plots.searches(pd.DataFrame(rows)).axes
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["constant", "plateau"]
+    assert list(ax.lines[0].get_xdata()) == [1, 1]
+    assert "plateau is the best in 2 of 2" in ax.get_title(loc="left").replace("\n", " ")

@@ -191,7 +191,7 @@ def test_each_metric_formats_itself():
 
 
 def searched(method, ratio, chosen, seed=0):
-    scores = {"0.01": 0.71, "0.1": 0.72, "1.0": 0.70}
+    scores = {"0.01": 0.71, "0.1": 0.72, "1": 0.70}
     record = records.quality(method, "planted", ratio, seed)
     return record | {"search": {"parameter": "table_lr", "validation_auc": scores, "chosen": chosen, "seconds": 9.0}}
 
@@ -204,6 +204,23 @@ def test_a_best_value_at_an_end_of_its_list_is_told(tmp_path):
     best = tried[tried["chosen"]].set_index(["method", "ratio_requested"])
     assert best["end"].to_dict() == {("robe", 10): "", ("robe", 100): "lowest", ("full", 1): "highest"}
     assert (tried.loc[~tried["chosen"], "end"] == "").all()
+
+
+def test_words_and_large_numbers_that_were_searched_are_told(tmp_path):
+    def found(parameter, chosen, *values):
+        search = {
+            "parameter": parameter,
+            "validation_auc": dict.fromkeys(values, 0.7),
+            "chosen": chosen,
+            "seconds": 9.0,
+        }
+        return [records.quality("robe", "planted", 10, 0) | {"search": search}]
+
+    words = records.write(tmp_path / "words", found("schedule", "plateau", "constant", "plateau"), notebooks=False)
+    tried = report.load_searches(words).set_index("value")
+    assert tried["chosen"].to_dict() == {"constant": False, "plateau": True} and (tried["end"] == "").all()
+    rows = records.write(tmp_path / "rows", found("train_rows", 1234567, "10", "1234567"), notebooks=False)
+    assert report.load_searches(rows).set_index("value")["end"].to_dict() == {10: "", 1234567: "highest"}
 
 
 def test_a_suite_without_a_search_has_none(suite):

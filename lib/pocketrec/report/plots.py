@@ -22,6 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from pocketrec.files import spelled
 from pocketrec.report.columns import METRICS, TIE, natural, times
 from pocketrec.report.results import is_baseline, is_full
 from pocketrec.report.statistics import (
@@ -550,34 +551,39 @@ def searches(tried: pd.DataFrame) -> Figure:
     """The value that each configuration got from its search, a panel a dataset; ringed: at an end of the list."""
     chosen = tried[tried["chosen"]]
     if chosen.empty:
-        return sentence("No number was searched; words, where a suite searches them, stand in the records.")
+        return sentence("Nothing was searched: the suite has fixed every parameter.")
     methods = sorted(chosen["method"].unique(), reverse=True)
     datasets = list(chosen["dataset"].unique())
+    values = tried["value"].drop_duplicates()
+    values = sorted(values) if pd.api.types.is_numeric_dtype(values) else list(values)
     name = _WORDS.get(chosen["parameter"].iloc[0], chosen["parameter"].iloc[0])
     most = chosen.groupby(["dataset", "method"]).size().max()
     figure, axes = panels(len(datasets), 5.4, 1.5 + max(0.24, 0.055 * most) * len(methods), sharey=True)
     for ax, dataset in zip(axes, datasets, strict=True):
-        _search_panel(ax, chosen[chosen["dataset"] == dataset], methods)
-        values = sorted(tried["value"].unique())
-        ax.set(xscale="log", xlim=(values[0] / 1.8, values[-1] * 1.8), xlabel=f"Best {name}")
-        ax.set_xticks(values, [f"{value:g}" for value in values])
-        ax.minorticks_off()
+        _search_panel(ax, chosen[chosen["dataset"] == dataset], methods, values)
+        ax.set(xlim=(-0.6, len(values) - 0.4), xlabel=f"Best {name}")
+        ax.set_xticks(range(len(values)), [spelled(value) for value in values])
     return figure
 
 
-def _search_panel(ax: Axes, chosen: pd.DataFrame, methods: list[str]) -> None:
+def _search_panel(ax: Axes, chosen: pd.DataFrame, methods: list[str], values: list[float | str]) -> None:
     for method, rows in chosen.groupby("method"):
         gap = min(0.11, 0.8 / len(rows))
         across = [methods.index(method) + gap * (place - (len(rows) - 1) / 2) for place in range(len(rows))]
         hue, marker = look(method)
-        ax.plot(rows["value"], across, color=hue, marker=marker, markersize=5, linestyle="none")
-        for x, y, end in zip(rows["value"], across, rows["end"], strict=True):
+        places = [values.index(value) for value in rows["value"]]
+        ax.plot(places, across, color=hue, marker=marker, markersize=5, linestyle="none")
+        for x, y, end in zip(places, across, rows["end"], strict=True):
             if end:
                 ax.plot(x, y, "o", mfc="none", mec=ALARM, mew=1.1, markersize=9)
     ax.set_yticks(range(len(methods)), methods)
     ax.set_ylim(-0.6, len(methods) - 0.4)
-    ends = (chosen["end"] != "").sum()
-    put_title(ax, f"{chosen['dataset'].iloc[0]}: {ends} of {len(chosen)} best values lie at an end of the list", 40)
+    if isinstance(values[0], str):
+        word, wins = chosen["value"].mode()[0], chosen["value"].value_counts().max()
+        said = f"{word} is the best in {wins} of {len(chosen)} searches"
+    else:
+        said = f"{(chosen['end'] != '').sum()} of {len(chosen)} best values lie at an end of the list"
+    put_title(ax, f"{chosen['dataset'].iloc[0]}: {said}", 40)
 
 
 @house_style

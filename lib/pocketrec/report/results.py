@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from pocketrec.errors import UserError
-from pocketrec.files import atomic
+from pocketrec.files import atomic, spelled
 from pocketrec.report.columns import CELL, DTYPES, METRICS, OFF, STATUSES
 
 SCHEMA = 1
@@ -90,20 +90,24 @@ def load_speed(path: str | Path) -> pd.DataFrame:
 def load_searches(path: str | Path) -> pd.DataFrame:
     """Return one row a value that a search has tried for a configuration.
 
-    Columns: dataset, method, variant, ratio_requested; parameter, value, validation_auc; chosen, and `end`: `lowest` or
-    `highest` where the chosen one is the least or the greatest of several, so that a better one may lie beyond.
+    Columns: dataset, method, variant, ratio_requested; parameter, value (numbers, or text as soon as one is none),
+    validation_auc; chosen, and `end`: `lowest` or `highest` where the chosen number is the least or the greatest of
+    several, so that a better one may lie beyond.
     """
     rows = [
         {name: identity[name] for name in CELL}
-        | {"parameter": search["parameter"], "value": float(value), "validation_auc": auc}
-        | {"chosen": float(value) == float(f"{search['chosen']:g}")}  # as values are written
+        | {"parameter": search["parameter"], "value": value, "validation_auc": auc}
+        | {"chosen": value == spelled(search["chosen"])}
         for record, identity in _quality(read_records(Path(path)))
         for search in [record.get("search", {})]
-        if isinstance(search.get("chosen"), int | float) and not isinstance(search["chosen"], bool)
-        for value, auc in search["validation_auc"].items()
+        for value, auc in search.get("validation_auc", {}).items()
     ]
     columns = [*CELL, "parameter", "value", "validation_auc", "chosen"]
     tried = pd.DataFrame(rows, columns=columns).drop_duplicates([*CELL, "value"], ignore_index=True)
+    numbers = pd.to_numeric(tried["value"], errors="coerce")
+    if numbers.isna().any():
+        return tried.assign(end="")
+    tried["value"] = numbers.astype(float)
     values = tried.groupby(CELL)["value"]
     ends = {"lowest": values.transform("min"), "highest": values.transform("max")}
     tried["end"] = ""

@@ -15,7 +15,7 @@ from typing import Any
 import pocketrec
 from pocketrec import paths
 from pocketrec.errors import UserError, unknown
-from pocketrec.files import source_hash
+from pocketrec.files import source_hash, spelled
 from pocketrec.suite import record
 from pocketrec.suite.process import is_locked
 from pocketrec.suite.spec import AXES, Suite, Template, checked
@@ -219,7 +219,7 @@ def _found(suite: Suite, cell: Mapping[str, Any], searches: list[dict[str, Any]]
         ]
         return {
             "parameter": parameter,
-            "validation_auc": {_plain(value): auc for auc, value in done},
+            "validation_auc": {spelled(value): auc for auc, value in done},
             "chosen": max(done, key=lambda scored: scored[0])[1] if done else values[0],
             "seconds": round(sum(found.get("seconds", 0) for found in records), 3),
         }
@@ -284,7 +284,7 @@ def _timed(suite: Suite, quality: list[dict[str, Any]]) -> Iterator[dict[str, An
 
 def _name(parameters: Mapping[str, Any], cell: Mapping[str, Any], last: str) -> str:
     ratio = f"r{parameters['ratio']:g}-" if "ratio" in parameters else ""
-    others = [f"-{_knob(axis)}{_plain(value)}" for axis, value in cell.items() if axis not in AXES]
+    others = [f"-{_knob(axis)}{spelled(value)}" for axis, value in cell.items() if axis not in AXES]
     parts = [parameters["method"], parameters["dataset"], ratio + last + "".join(others)]
     return "/".join(_safe(part) for part in parts)
 
@@ -292,12 +292,6 @@ def _name(parameters: Mapping[str, Any], cell: Mapping[str, Any], last: str) -> 
 def _knob(axis: str) -> str:
     """Return the name of a knob from its axis, `block_size` from `robe.block_size`; other axes as they are."""
     return axis.rpartition(".")[2]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return "x".join(_plain(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _safe(part: str) -> str:
