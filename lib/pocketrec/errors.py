@@ -1,7 +1,10 @@
 """Errors that are the user's to mend: one sentence, shown without a traceback."""
 
+import math
+import types
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any, Literal, Union, get_args, get_origin
 
 
 class UserError(Exception):
@@ -18,3 +21,27 @@ def suggest(word: object, known: Iterable[str]) -> str:
 def unknown(kind: str, word: object, known: Iterable[str], where: object) -> UserError:
     """Return the error for a name that does not exist, with the nearest one that does."""
     return UserError(f"{where}: unknown {kind} {word!r}{suggest(word, known)}")
+
+
+def conform(value: Any, hint: Any, where: str) -> Any:
+    """Return a value as its type hint wants it, a whole number as a float where that is wanted.
+
+    Hints may be int, float, bool, str, a `Literal`, a list of one of them, or one of them beside None.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise unknown("value", value, arguments, where)
+    elif origin in (Union, types.UnionType):
+        return None if value is None else conform(value, arguments[0], where)
+    elif origin is list:
+        if not isinstance(value, list):
+            raise UserError(f"{where}: expected a list, found {value!r}")
+        return [conform(item, arguments[0], where) for item in value]
+    elif hint is float and type(value) is int:
+        return float(value)
+    elif type(value) is not hint:
+        raise UserError(f"{where}: expected {hint.__name__}, found {value!r}")
+    elif hint is float and not math.isfinite(value):
+        raise UserError(f"{where}: expected a finite number, found {value!r}")
+    return value

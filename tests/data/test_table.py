@@ -1,4 +1,5 @@
 import gzip
+import os
 import resource
 import subprocess
 import sys
@@ -150,6 +151,24 @@ def test_a_changed_file_has_another_digest(dataset, root):
     before = dataset().digest
     with (root / "t.csv").open("a") as file:
         file.write("1,new,new,1.0,3\n")
+    assert data.digest("mine") != before
+
+
+def test_a_file_that_was_touched_or_put_away_is_the_same(dataset, root):
+    before = dataset()
+    (root / "t.csv").touch()
+    assert data.digest("mine") == before.digest
+    os.utime(root / "t.csv", ns=(1, 1))
+    assert data.digest("mine") == before.digest
+    (root / "t.csv").unlink()
+    assert data.load("mine").digest == before.digest
+
+
+def test_a_change_that_keeps_size_and_time_elsewhere_is_seen(dataset, root):
+    before, state = dataset().digest, (root / "t.csv").stat()
+    content = (root / "t.csv").read_bytes()
+    (root / "t.csv").write_bytes(content.replace(b"user 1,", b"user 2,", 1))
+    os.utime(root / "t.csv", ns=(state.st_atime_ns, state.st_mtime_ns + 1))
     assert data.digest("mine") != before
 
 

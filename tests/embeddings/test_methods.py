@@ -140,3 +140,17 @@ def test_what_just_fits_is_found():
     rows = [1000] * 26
     budget_of_35_rows = embeddings.build("cafe", cardinalities=rows, dim=16, ratio=full_bytes(rows, 16) / (35 * 64))
     assert budget_of_35_rows.storage().inference_bytes <= 35 * 64
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "message"),
+    [
+        ("robe", {"block_size": "8"}, "embeddings: block_size of robe: expected int, found '8'"),
+        ("robe", {"sign": 1}, "sign of robe: expected bool, found 1"),
+        ("mixed_dim", {"alpha": float("nan")}, "alpha of mixed_dim: expected a finite number"),
+        ("dpq", {"bits": 7.5}, "bits of dpq: expected int, found 7.5"),
+    ],
+)
+def test_a_knob_of_another_type_is_named(name, knobs, message):
+    with pytest.raises(UserError, match=message):
+        embeddings.build(name, cardinalities=[1009, 211], dim=8, ratio=2, **knobs)

@@ -6,6 +6,7 @@ import socket
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import records
 
@@ -35,6 +36,23 @@ def test_it_holds_what_a_reader_needs(suite, tmp_path):
     assert f"{run}/embedding.safetensors" not in names
     assert left_out == ["runs/robe/planted/r10-s1/run.ipynb"]
     assert "quick/runs/robe/planted/r10-s1/run.ipynb" not in names
+
+
+def test_it_goes_into_a_folder_with_the_files_that_define_it(suite, tmp_path):
+    (tmp_path / "suites").mkdir()
+    asked = tmp_path / "suites/quick.yaml"
+    asked.write_text(f"title: mine\noptions: {{path: {Path.home()}/clicks.csv}}\n")
+    path, _ = report.bundle(suite, tmp_path, params=[asked])
+    assert path == tmp_path / "quick.zip"
+    with zipfile.ZipFile(path) as archive:
+        text = archive.read("quick/params/suites/quick.yaml").decode()
+    assert text.startswith("title: mine") and "{path: ~/clicks.csv}" in text
+
+
+def test_it_is_read_like_a_folder(suite, tmp_path):
+    path, _ = report.bundle(suite, tmp_path)
+    pd.testing.assert_frame_equal(report.load_results(path), report.load_results(suite))
+    assert len(report.load_curves(path)) == len(report.load_curves(suite))
 
 
 def test_it_names_neither_machine_nor_folder(suite, tmp_path):

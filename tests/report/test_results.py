@@ -164,6 +164,15 @@ def test_collect_is_whole_or_absent(suite, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_suites_are_not_mixed(tmp_path):
+    for name in ("one", "two/replaced", "two"):
+        records.write(tmp_path / name, [records.quality("robe", "planted", 10, 0)], notebooks=False)
+    with pytest.raises(UserError, match=r"holds suites, whose results do not mix; name one of .*one, .*two"):
+        report.load_results(tmp_path)
+    assert len(report.load_results(tmp_path / "two")) == 1
+    assert len(report.load_results(tmp_path / "one/runs/robe")) == 1
+
+
 def test_nothing_to_read_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no record.json below it"):
         report.load_results(tmp_path)
@@ -201,6 +210,8 @@ def test_a_best_value_at_an_end_of_its_list_is_told(tmp_path):
     found += [searched("robe", 100, 0.01), searched("full", 1, 1.0), records.quality("hashing", "planted", 10, 0)]
     tried = report.load_searches(records.write(tmp_path / "suite", found, notebooks=False))
     assert len(tried) == 9 and set(tried["parameter"]) == {"table_lr"}
+    table = report.load_results(tmp_path / "suite").set_index(["method", "ratio_requested", "seed"])["searched"]
+    assert table["robe", 10, 1] == "table_lr=0.1" and table["hashing", 10, 0] == ""
     best = tried[tried["chosen"]].set_index(["method", "ratio_requested"])
     assert best["end"].to_dict() == {("robe", 10): "", ("robe", 100): "lowest", ("full", 1): "highest"}
     assert (tried.loc[~tried["chosen"], "end"] == "").all()

@@ -94,10 +94,11 @@ def test_it_says_how_runs_were_trained():
         record["parameters"] |= {"dim": dim, "epochs": 1, "batch_size": 1024, "table_lr": 0.1, "train_rows": 3000}
         record["parameters"] |= {"table_optimizer": "adagrad"}
         record["data"] = {"rows": {"train": 8000}}
-        record["search"] = {"parameter": "table_lr", "validation_auc": {"0.03": 0.7, "0.1": 0.8}}
+        record["search"] = {"parameter": "table_lr", "validation_auc": {"0.03": 0.7, "0.1": 0.8}, "chosen": 0.1}
     assert contents.settings(found) == {
         "planted": "dim 8 or 16; 3,000 of 8,000 training rows; 1 epoch; batch 1,024; tables by adagrad at 0.03 or 0.1, "
-        "the best on validation data of each cell; on AMD EPYC 7742, 2 cores, 23.4 GB"
+        "the best on validation data of each cell; 2 of 2 best values at an end of what was tried; "
+        "on AMD EPYC 7742, 2 cores, 23.4 GB"
     }
 
 

@@ -91,6 +91,17 @@ def test_finding(runs, sentence):
     assert finding(_runs(*runs)).startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("aucs", "words"),
+    [
+        ([0.8006, 0.8004, 0.7996, 0.8006], "is not told apart from the full table's AUC: +0.0003 ± 0.0008 (4 seeds)"),
+        ([0.8106, 0.8104, 0.8096, 0.8106], "reaches the full table's AUC: +0.0103 ± 0.0008 (4 seeds)"),
+    ],
+)
+def test_a_finding_tells_a_tie_from_a_gain(aucs, words):
+    assert words in finding(_seeded(full_1=[0.8] * 4, robe_10=aucs))
+
+
 def test_a_finding_says_its_rule_its_seeds_and_its_interval():
     results = _seeded(**RIVALS | {"cce_100": [0.79]})  # of one seed, where others have four
     assert finding(results) == (

@@ -12,7 +12,7 @@ import polars  # noqa: F401  it takes over SIGINT, as it does for users
 
 import pocketrec
 from pocketrec import paths
-from pocketrec.errors import UserError, unknown
+from pocketrec.errors import UserError, conform, unknown
 from pocketrec.files import read_yaml
 
 data = ModuleType("pocketrec.data")
@@ -22,6 +22,7 @@ embeddings = ModuleType("pocketrec.embeddings")
 class Robe:
     knobs = {"block_size": 8}
     only_ratio = None
+    knob = staticmethod(lambda name, value, where: conform(value, int, where))
 
 
 class Full:

@@ -186,7 +186,8 @@ def test_a_broken_record_counts_as_none(here):
     run = runs_of(here)[0]
     run.folder.mkdir(parents=True)
     (run.folder / "record.json").write_text("{")
-    assert runs_of(here)[0].state == "todo"
+    found = runs_of(here)[0]
+    assert (found.state, found.pending) == ("failed", True) and found.reason.endswith("record.json cannot be read")
 
 
 def test_runs_are_frozen(here):

@@ -86,7 +86,7 @@ def test_records_learn_of_values_that_were_tried_later(searched):
         ("search: {'lr, epochs': [[0.1, 1], [0.3, 1]]}", "one parameter"),
         ("search: {robe.blocksize: [8, 16]}", "unknown knob of robe 'blocksize'"),
         ("fixed: {score_test: false}", "test rows alone"),
-        ("exclude: [{method: robe}]\nsearch: {robe.block_size: [8, 16]}", "`grid` has no method robe"),
+        ("exclude: [{method: robe}]\nsearch: {robe.block_size: [8, 16]}", "no run is of robe"),
     ],
 )
 def test_a_search_that_makes_no_sense_is_refused(searched, text, message):

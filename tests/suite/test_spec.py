@@ -45,6 +45,19 @@ def test_all_methods_and_one_that_exists_at_one_ratio_only(here, monkeypatch):
     assert [(c["method"], c["ratio"]) for c in suite.cells] == [("full", 1.0), ("robe", 10.0), ("robe", 100.0)]
 
 
+@pytest.mark.parametrize("ratio", ["", "ratio: 100"])
+def test_the_full_table_runs_at_its_ratio_where_none_is_in_the_grid(here, monkeypatch, ratio):
+    monkeypatch.setattr(standins.Full, "only_ratio", 1)
+    suite = load(here, f"grid: {{method: all, dataset: tiny}}\nfixed: {{{ratio}}}")
+    found = {run.identity["method"]: run.parameters["ratio"] for run in plan.plan(suite)}
+    assert found == {"full": 1.0, "robe": 100.0 if ratio else suite.notebook.parameters["ratio"]}
+
+
+def test_a_knob_is_an_axis_where_its_method_is_fixed(here):
+    suite = load(here, "grid: {dataset: tiny, robe.block_size: [1, 8]}\nfixed: {method: robe}")
+    assert [cell["robe.block_size"] for cell in suite.cells] == [1, 8]
+
+
 def test_exclude(here):
     suite = load(here, GRID + "exclude: [{method: full, ratio: [10]}, {method: robe, ratio: 100}]")
     assert [(c["method"], c["ratio"]) for c in suite.cells] == [("robe", 10), ("full", 100)]
@@ -90,8 +103,12 @@ def test_numbers_of_yaml_1_2(here):
         "empty axis": ("grid: {method: [], dataset: tiny}", "axis `method` is empty"),
         "unknown axis": ("grid: {method: robe, sed: 1}", "unknown axis 'sed'; did you mean 'seed'?"),
         "knob of no method": ("grid: {method: robe, rob.block_size: 1}", "unknown method 'rob'; did you mean 'robe'?"),
+        "knob of no run": (
+            "grid: {method: full, dataset: tiny, robe.block_size: 1}",
+            "add it, or drop",
+        ),
         "axis of no knob": ("grid: {method: robe, robe.block: 1}", "unknown knob of robe 'block'; did you mean"),
-        "knob axis of another type": ("grid: {method: robe, robe.block_size: big}", "must be of type int, like 8"),
+        "knob axis of another type": ("grid: {method: robe, robe.block_size: big}", "expected int, found 'big'"),
         "empty list of grids": ("grid: []", "`grid` is empty"),
         "unknown paper": (GRID + "paper: rob", "unknown paper 'rob'"),
         "axis twice": (
@@ -120,7 +137,7 @@ def test_numbers_of_yaml_1_2(here):
             GRID + "knobs: {robe: {block: 3}}",
             "unknown knob of robe 'block'; did you mean 'block_size'?",
         ),
-        "knob of another type": (GRID + "knobs: {robe: {block_size: big}}", "`block_size` must be of type int"),
+        "knob of another type": (GRID + "knobs: {robe: {block_size: big}}", "`block_size`: expected int, found 'big'"),
         "unknown dataset of options": (GRID + "options: {tin: {}}", "unknown dataset under `options` 'tin'"),
         "unknown option": (GRID + "options: {tiny: {row: 3}}", "unknown option 'row'; did you mean 'rows'?"),
         "unknown limit": (GRID + "limits: {minute: 3}", "unknown limit 'minute'; did you mean 'minutes'?"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketrec import paths
-from pocketrec.data import fetch
+from pocketrec.data import fetch, identity
 from pocketrec.errors import UserError
 from pocketrec.files import write_json
 
@@ -32,7 +32,7 @@ def remember(name: str, given: Sequence[Path], pattern: str) -> None:
     if twice:
         raise UserError(f"{found[0].parent}: {' and '.join(twice)} are the same part; give `--raw` one of them")
     found.sort(key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)])
-    write_json(_record(name), [_state(file) for file in found])
+    write_json(_record(name), [{"path": str(file)} for file in found])
 
 
 def download(name: str, where: dict[str, Any], progress: bool = True) -> None:
@@ -65,14 +65,8 @@ def files(name: str) -> list[Path]:
 
 
 def fingerprint(name: str) -> list[Any]:
-    """Name, size and time of change of every file; the last known ones where a file is no longer there."""
-    states = [_state(Path(s["path"])) if Path(s["path"]).is_file() else s for s in _remembered(name)]
-    return [[Path(state["path"]).name, state["bytes"], state["changed"]] for state in states]
-
-
-def _state(file: Path) -> dict[str, Any]:
-    found = file.stat()
-    return {"path": str(file), "bytes": found.st_size, "changed": found.st_mtime_ns}
+    """Name and content of every file, in order."""
+    return [[file.name, identity.content(file)] for file in files(name)]
 
 
 def _remembered(name: str) -> list[dict[str, Any]]:

@@ -114,6 +114,7 @@ def solve(
         ) from None
     for knob in knobs.keys() - method.knobs.keys():
         raise unknown(f"knob of {name}", knob, method.knobs, "embeddings")
+    knobs = {knob: method.knob(knob, value, f"embeddings: {knob} of {name}") for knob, value in knobs.items()}
     if not ratio >= 1:
         raise UserError(f"embeddings: ratio must be at least 1, got {ratio}")
     if quantize is not None and quantize not in CODE_BYTES:

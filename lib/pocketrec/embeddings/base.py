@@ -14,13 +14,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from math import sqrt
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from pocketrec.embeddings.stores import CODE_BYTES, Quantize, Rows, Stored, quantize_stores
-from pocketrec.errors import UserError, unknown
+from pocketrec.errors import UserError, conform, unknown
 from pocketrec.kernels import gather, gpu
 
 FLOAT_BYTES = 4
@@ -93,6 +93,11 @@ class Embedding(nn.Module):
         self.constant("limits", torch.tensor(self.cardinalities))
         self.quantize: Quantize | None = None
         self._calls, self._seen_bad = 0, None
+
+    @classmethod
+    def knob(cls, name: str, value: Any, where: str) -> Any:
+        """Return a knob's value as `solve` takes it; a `UserError` where its type is another one."""
+        return conform(value, get_type_hints(cls.solve)[name], where)
 
     # what a method provides
 

@@ -38,7 +38,7 @@ _HOME = {
     "summary": "statistics",
     "surroundings": "comparison",
     "tied_with_best": "statistics",
-    "unpacked": "bundling",
+    "unpacked": "results",
 }
 
 __all__ = sorted(_HOME)

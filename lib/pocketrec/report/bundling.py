@@ -6,8 +6,7 @@ import re
 import shutil
 import socket
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,48 +23,40 @@ LARGEST = 1_000_000  # bytes of a notebook
 
 
 def bundle(
-    suite_dir: str | Path, target: str | Path | None = None, question: str | None = None
+    suite_dir: str | Path,
+    target: str | Path | None = None,
+    question: str | None = None,
+    params: Iterable[Path] = (),
 ) -> tuple[Path, list[str]]:
     """Write a suite's results into one zip, by default beside its folder; return it and the notebooks left out.
 
-    It opens anywhere, and `compare` takes it. Models and predictions stay behind, and so do notebooks above 1 MB,
-    with their pages. The paths of this machine, its name and that of its user are taken out of every text.
+    It opens anywhere, and whatever reads a folder of results takes it. `params` are the YAML files of the suite, its
+    datasets and its methods, to go with it; `target` may be a folder. Models and predictions stay behind, and so do
+    notebooks above 1 MB, with their pages. The paths of this machine, its name and that of its user are taken out of
+    every text.
 
     Raises:
         UserError: when the folder has no record.
     """
     suite_dir = Path(suite_dir).resolve()
-    target = Path(target) if target else suite_dir.with_name(f"{suite_dir.name}.zip")
+    name = f"{suite_dir.name}.zip"
+    target = suite_dir.with_name(name) if target is None else Path(target)
+    target = target / name if target.is_dir() else target
     if not any(suite_dir.glob(PATTERNS[0])):
         raise UserError(f"{suite_dir}: no record.json below it, so there is nothing to bundle")
     with TemporaryDirectory() as folder:
         copy = Path(folder) / suite_dir.name
         left_out = _copy(suite_dir, copy)
+        for path in params:
+            place = copy / "params" / path.absolute().parent.name / path.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(_without_names(path.read_text(encoding="utf-8")), encoding="utf-8")
         collect(copy)
         index(copy, title=suite_dir.name, question=question)
         with atomic(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in sorted(copy.rglob("*")):
                 archive.write(path, path.relative_to(folder))
     return target, left_out
-
-
-@contextmanager
-def unpacked(path: str | Path) -> Iterator[Path]:
-    """Give the folder of results that a bundle holds, for as long as the block lasts; a folder is given as it is."""
-    path = Path(path)
-    if path.suffix != ".zip":
-        yield path
-        return
-    with TemporaryDirectory() as folder:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(folder)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: not a bundle that can be read: {error}") from None
-        found = [*Path(folder).glob("*/results.parquet")]
-        if not found:
-            raise UserError(f"{path}: holds no results.parquet; `pocketrec bundle` writes one that does")
-        yield found[0].parent
 
 
 def _copy(suite_dir: Path, copy: Path) -> list[str]:

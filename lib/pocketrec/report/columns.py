@@ -12,6 +12,7 @@ IDENTITY = {
     "variant": "str",  # parameters beyond the four axes that differ between runs, "" for none
     "ratio_requested": "float64",
     "seed": "Int64",
+    "searched": "str",  # what a search chose, as `table_lr=0.1`, "" for nothing
     "status": "str",
     "reason": "str",
     "key": "str",

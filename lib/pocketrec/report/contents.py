@@ -11,7 +11,7 @@ from pocketrec import paths
 from pocketrec.report import literature
 from pocketrec.report.columns import CELL, METRICS, TIE, Metric
 from pocketrec.report.plots import look
-from pocketrec.report.results import cells_of_runs, curves, is_baseline, is_full, score, speed
+from pocketrec.report.results import cells_of_runs, curves, is_baseline, is_full, score, searches, speed
 from pocketrec.report.statistics import ENOUGH, NEAR, half_width, label, summary, tied_with_best, true_ratio, with_loss
 
 AUC_LOSS = Metric("auc_loss", "AUC loss", "", better="lower")
@@ -175,6 +175,7 @@ def _setting(found: list[dict[str, Any]]) -> str:
     parts = [*used("model"), *used("dim", "dim {}"), *_rows(found)]
     parts += ["1 epoch" if epochs == ["1 epochs"] else text for text in epochs]
     parts += used("batch_size", "batch {}") + _rates(found, "table", "tables") + _rates(found, "dense", "MLPs")
+    parts += _searched(found)
     machines = dict.fromkeys(machine(record["environment"]) for record in found if record.get("environment"))
     return "; ".join(parts + ([f"on {' and '.join(machines)}"] if machines else []))
 
@@ -208,6 +209,20 @@ def _rates(found: list[dict[str, Any]], part: str, words: str) -> list[str]:
     chosen = ", the best on validation data of each cell" if tried else ""
     by = f" by {listed(optimizers)}" if all(optimizers) else ""
     return [f"{words}{by} at {listed(tried or fixed)}{chosen}"]
+
+
+def _searched(found: list[dict[str, Any]]) -> list[str]:
+    """Name what was searched, unless `_rates` does, and how many of the best values may have a better one beyond."""
+    tried = searches(found)
+    chosen = tried[tried["chosen"]]
+    parts = []
+    for name in chosen["parameter"].unique():
+        if name not in ("table_lr", "dense_lr"):
+            values = {*tried.loc[tried["parameter"] == name, "value"]}
+            parts.append(f"{name} of {listed(values)}, the best on validation data of each cell")
+    if at_end := (chosen["end"] != "").sum():
+        parts.append(f"{at_end} of {len(chosen)} best values at an end of what was tried")
+    return parts
 
 
 def listed(values: set[Any], word: str = "or") -> str:

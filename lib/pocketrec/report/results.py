@@ -2,9 +2,12 @@
 
 import json
 import re
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -18,13 +21,13 @@ _AXES = {"method", "dataset", "ratio", "seed", "run_dir", "checkpoint_minutes"} 
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
-    """Return one row a quality run of a suite's folder, a run's folder or a results.parquet.
+    """Return one row a quality run of a suite's folder, a bundle, a run's folder or a results.parquet.
 
     The records count where there are any, else `results.parquet`. What a run did not reach is missing
     (NaN or NA). Latency comes from the timed run of the same configuration: at its smallest batch
     (`latency_batch`), and samples per second at its largest (`inference_batch`). `auc_delta` is the AUC minus
-    that of the dataset's baseline (`is_baseline`) with the same seed. A record that cannot be read is a row with
-    status `failed` and the reason.
+    that of the dataset's baseline (`is_baseline`) with the same seed. `searched` names what a search chose for the
+    run, as `table_lr=0.1`. A record that cannot be read is a row with status `failed` and the reason.
     """
     path = Path(path)
     found = read_records(path)
@@ -94,16 +97,22 @@ def load_searches(path: str | Path) -> pd.DataFrame:
     validation_auc; chosen, and `end`: `lowest` or `highest` where the chosen number is the least or the greatest of
     several, so that a better one may lie beyond.
     """
+    return searches(read_records(Path(path)))
+
+
+def searches(found: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return what `load_searches` does, from records already read."""
     rows = [
         {name: identity[name] for name in CELL}
         | {"parameter": search["parameter"], "value": value, "validation_auc": auc}
         | {"chosen": value == spelled(search["chosen"])}
-        for record, identity in _quality(read_records(Path(path)))
+        for record, identity in _quality(found)
         for search in [record.get("search", {})]
         for value, auc in search.get("validation_auc", {}).items()
     ]
     columns = [*CELL, "parameter", "value", "validation_auc", "chosen"]
-    tried = pd.DataFrame(rows, columns=columns).drop_duplicates([*CELL, "value"], ignore_index=True)
+    tried = pd.DataFrame(rows, columns=columns).astype({"chosen": "bool"})
+    tried = tried.drop_duplicates([*CELL, "value"], ignore_index=True)
     numbers = pd.to_numeric(tried["value"], errors="coerce")
     if numbers.isna().any():
         return tried.assign(end="")
@@ -118,7 +127,27 @@ def load_searches(path: str | Path) -> pd.DataFrame:
 
 def load_measured(path: str | Path) -> dict[str, pd.DataFrame]:
     """Return the tables in a suite's folder that `pocketrec measure` has made, by name; none where it has not run."""
-    return {file.stem: pd.read_parquet(file) for file in sorted((Path(path) / "measured").glob("*.parquet"))}
+    with unpacked(path) as folder:
+        return {file.stem: pd.read_parquet(file) for file in sorted((folder / "measured").glob("*.parquet"))}
+
+
+@contextmanager
+def unpacked(path: str | Path) -> Iterator[Path]:
+    """Give the folder of results that a bundle holds, for as long as the block lasts; a folder is given as it is."""
+    path = Path(path)
+    if path.suffix != ".zip":
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(folder)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: not a bundle that can be read: {error}") from None
+        found = [*Path(folder).glob("*/results.parquet")]
+        if not found:
+            raise UserError(f"{path}: holds no results.parquet; `pocketrec bundle` writes one that does")
+        yield found[0].parent
 
 
 def speed(found: list[dict[str, Any]]) -> pd.DataFrame:
@@ -148,9 +177,18 @@ def cells_of_runs(found: list[dict[str, Any]]) -> dict[str, tuple]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read every record below a folder, timed runs included; `run` is the place the record was found at."""
+    """Read every record below a folder or in a bundle, timed ones included; `run` is the place it was found at."""
+    with unpacked(path) as folder:
+        return _below(folder)
+
+
+def _below(path: Path) -> list[dict[str, Any]]:
     root = path / "runs" if (path / "runs").is_dir() else path
     files = sorted(file for file in root.rglob("record.json") if not _hidden(file.relative_to(root)))
+    suites = {file.relative_to(root).as_posix().partition("/runs/")[0] for file in files if "runs" in file.parts}
+    suites = {str(root / suite) for suite in suites if (root / suite / "runs").is_dir()}
+    if suites:
+        raise UserError(f"{path}: holds suites, whose results do not mix; name one of {', '.join(sorted(suites))}")
     found = [_read(file) for file in files]
     for record, file in zip(found, files, strict=True):
         if root.name == "runs":
@@ -233,8 +271,10 @@ def _quality(found: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
     columns = {name: record.get(name) for name in ("method", "dataset", "seed", "key", "run", "started")}
+    search = record.get("search") or {}
     return columns | {
         "ratio_requested": record.get("ratio"),
+        "searched": f"{search['parameter']}={spelled(search['chosen'])}" if "chosen" in search else "",
         "status": record["status"],
         "reason": record.get("reason", ""),
     }

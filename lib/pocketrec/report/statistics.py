@@ -291,7 +291,8 @@ def _kept(row: pd.Series, full: pd.Series) -> str:
     name = "the full table's AUC" if label(full) == "full" else f"the AUC of {label(full)}"
     gain, half = full["auc"] - CHANCE, row["auc_loss_ci"]
     if row["auc_loss"] <= 0:
-        return f"reaches {name}: {signed(-row['auc_loss'], half)}"
+        word = "is not told apart from" if half >= -row["auc_loss"] else "reaches"  # a missing interval tells nothing
+        return f"{word} {name}: {signed(-row['auc_loss'], half)}"
     share, interval = 100 * (1 - row["auc_loss"] / gain), "" if pd.isna(half) else f" ± {100 * half / gain:.1f}"
     return f"keeps {share:.1f}{interval} % of {name} above chance"
 

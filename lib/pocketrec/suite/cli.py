@@ -195,7 +195,7 @@ def bundle(
     folder = _results(suite)
     _strays(suite)
     report.convert(folder)
-    path, left_out = report.bundle(folder, to, question=_title(suite))
+    path, left_out = report.bundle(folder, to, question=_title(suite), params=_params(suite))
     _console().print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
     for name in left_out:
         _console().print(f"left out, above 1 MB: {name}", soft_wrap=True)
@@ -450,6 +450,20 @@ def _strays(name: str) -> None:
             f"{suite.path} (remove or move their folders in {root}) are shown among the others",
             err=True,
         )
+
+
+def _params(name: str) -> list[Path]:
+    """Return the files that a suite, its datasets and its methods are written in, where the suite's is at hand."""
+    from pocketrec import paths
+    from pocketrec.suite import spec
+
+    try:
+        suite = spec.load(name)
+    except UserError:
+        return []
+    datasets = [paths.PARAMS / "datasets" / f"{dataset}.yaml" for dataset in suite.options]
+    methods = [paths.PARAMS / "methods" / f"{method}.yaml" for method in suite.knobs]
+    return [suite.path, *(file for file in (*datasets, *methods) if file.exists())]
 
 
 def _title(name: str) -> str | None:

@@ -29,7 +29,8 @@ def counts(states: list[str]) -> str:
 
 def show_plan(console: Console, title: str, runs: list[Run], jobs: int) -> None:
     """Print one row a run and the sums."""
-    table = Table("run", "kind", "state", "about", title=escape(title), title_justify="left")
+    name = Column("run", overflow="fold", min_width=min(max(len(run.name) for run in runs), console.width - 32))
+    table = Table(name, "kind", "state", "about", title=escape(title), title_justify="left")
     for run in runs:
         about = f"{run.seconds:.0f} s" if run.pending else ""
         reason = f" [dim]{escape(run.reason or run.problem)}[/]" if run.reason or run.problem else ""

@@ -404,7 +404,7 @@ def state_of(suite: str, name: str, key: str, kind: str = "quality") -> tuple[st
     found = record.read(paths.RESULTS / suite / "runs" / name)
     if found is None:
         file = paths.RESULTS / suite / "runs" / name / "record.json"
-        return "todo", f"{file} cannot be read" if file.exists() else ""
+        return ("failed", f"{file} cannot be read") if file.exists() else ("todo", "")
     if found["key"] != key and found["status"] in _answers(kind):
         return "stale", ""
     return found["status"], found.get("reason", "")

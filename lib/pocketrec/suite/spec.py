@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from pocketrec import paths
 from pocketrec.errors import UserError, suggest, unknown
-from pocketrec.files import read_yaml
+from pocketrec.files import read_yaml, spelled
 
 KEYS = ("title", "paper", "notebook", "timed", "grid", "fixed", "search", "knobs", "options", "exclude", "limits")
 KEYS += ("jobs",)
@@ -152,7 +152,7 @@ def load(suite: str) -> Suite:
     notebook = _template(path, content.get("notebook", "train"))
     timed = _template(path, content["timed"]) if content.get("timed") else None
     fixed = _fixed(path, content, notebook, timed)
-    cells = _cells(path, content, notebook.parameters)
+    cells = _cells(path, content, notebook.parameters, fixed)
     for axis in ("method", "dataset"):
         if axis not in fixed and not all(axis in cell for cell in cells):
             raise UserError(
@@ -296,19 +296,25 @@ def _search(
             raise UserError(f"{where}: `search` of {name} needs a list of at least two values, got {values!r}")
         if "score_test" not in defaults:
             raise UserError(f"{where}: `search` needs a notebook with the parameter `score_test`")
-        found = {name: [point[name] for point in _axis(where, name, values, defaults)]}
-        if "." in name and name.partition(".")[0] not in {cell["method"] for cell in cells}:
-            raise UserError(f"{where}: `search` names {name}, but `grid` has no method {name.partition('.')[0]}")
+        found = {name: [point[name] for point in _axis(where, "search", name, values, defaults)]}
+        _used(where, "search", name, {cell.get("method") for cell in cells})
         return found
     return {}
 
 
-def _axis(where: Path, key: Any, values: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _used(where: Path, section: str, name: str, methods: Iterable[str]) -> None:
+    """Refuse a `method.knob` whose method does not run."""
+    method, dot, _ = name.partition(".")
+    if dot and method not in methods:
+        raise UserError(f"{where}: `{section}` names {name}, but no run is of {method}; add it, or drop {name}")
+
+
+def _axis(where: Path, section: str, key: Any, values: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Points of one axis, or of several zipped ones (`"method, ratio": [[full, 1], [robe, 100]]`)."""
-    names = [name.strip() for name in _text(where, "grid", key).split(",")]
+    names = [name.strip() for name in _text(where, section, key).split(",")]
     knobs = [name for name in names if "." in name]
     for name in names:
-        _known_knob(where, name) if name in knobs else _settable(where, "an axis", name, defaults)
+        _known_knob(f"{where}: {section}", name) if name in knobs else _settable(where, "an axis", name, defaults)
     values = values if isinstance(values, list) else [values]
     if names == ["method"] and values == ["all"]:
         from pocketrec.embeddings import available
@@ -333,32 +339,30 @@ def _axis(where: Path, key: Any, values: Any, defaults: Mapping[str, Any]) -> li
     return points
 
 
-def _known_knob(where: Path, name: str) -> None:
+def _known_knob(where: str, name: str) -> None:
     """Refuse a `method.knob` that there is not."""
     from pocketrec.embeddings import METHODS
 
     method, _, knob = name.partition(".")
-    _known("method", [method], METHODS, f"{where}: grid")
-    _known(f"knob of {method}", [knob], METHODS[method].knobs, f"{where}: grid")
+    _known("method", [method], METHODS, where)
+    _known(f"knob of {method}", [knob], METHODS[method].knobs, where)
 
 
-def _knob(where: Path, method: str, knob: str, value: Any) -> Any:
+def _knob(where: object, method: str, knob: str, value: Any) -> Any:
     """Return the value of a knob with the type that its method's `solve` gives it."""
     from pocketrec.embeddings import METHODS
 
-    default = METHODS[method].knobs[knob]
-    if default is None and value is not None:  # of a type that stands beside None only
-        kind = next(kind for kind in get_args(get_type_hints(METHODS[method].solve)[knob]) if kind is not type(None))
-        default = kind()
-    return typed(where, knob, value, default)
+    return METHODS[method].knob(knob, value, f"{where}: `{knob}`")
 
 
-def _cells(where: Path, content: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _cells(
+    where: Path, content: Mapping[str, Any], defaults: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Multiply out the grid, or each of several, and keep what no rule excludes, every cell once."""
     grids = content.get("grid")
     grids = grids if isinstance(grids, list) and grids else [grids]
     grids = [_mapping(where, "grid", {"grid": grid}) for grid in grids]
-    cells = [cell for grid in grids for cell in _product(where, grid, defaults)]
+    cells = [cell for grid in grids for cell in _product(where, grid, defaults, fixed)]
     cells = [cell for index, cell in enumerate(cells) if cell not in cells[:index]]
     kept = [cell for cell in cells if not any(_matches(cell, rule) for rule in _exclude(where, content, cells))]
     if not kept:
@@ -366,15 +370,22 @@ def _cells(where: Path, content: Mapping[str, Any], defaults: Mapping[str, Any])
     return kept
 
 
-def _product(where: Path, grid: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _product(
+    where: Path, grid: Mapping[str, Any], defaults: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     if not grid:
         raise UserError(f"{where}: `grid` is empty; it needs at least `method` and `dataset`")
-    axes = [_axis(where, key, values, defaults) for key, values in grid.items()]
+    axes = [_axis(where, "grid", key, values, defaults) for key, values in grid.items()]
     names = [name for axis in axes for name in axis[0]]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{where}: axis `{name}` stands in `grid` twice")
-    return [_own({k: v for point in points for k, v in point.items()}) for points in product(*axes)]
+    cells = [{k: v for point in points for k, v in point.items()} for points in product(*axes)]
+    methods = {(fixed | cell).get("method") for cell in cells}
+    if methods != {None}:  # else that is said of the whole file
+        for name in names:
+            _used(where, "grid", name, methods)
+    return [_own(cell, {**defaults, **fixed, **cell}) for cell in cells]
 
 
 def axis_names(cells: Iterable[Mapping[str, Any]]) -> dict[str, None]:
@@ -382,18 +393,18 @@ def axis_names(cells: Iterable[Mapping[str, Any]]) -> dict[str, None]:
     return dict.fromkeys(name for cell in cells for name in cell)
 
 
-def _own(cell: dict[str, Any]) -> dict[str, Any]:
-    """Return the cell without knobs of other methods, at the only ratio its method exists at if there is one."""
-    others = [name for name in cell if "." in name and name.partition(".")[0] != cell.get("method")]
-    return _at_its_ratio({name: value for name, value in cell.items() if name not in others})
+def _own(cell: dict[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the cell without knobs of other methods, at the only ratio its method exists at if there is one.
 
-
-def _at_its_ratio(cell: dict[str, Any]) -> dict[str, Any]:
-    """Return the cell at the only ratio its method exists at, if there is one: the full table runs once."""
+    So the full table runs once, whatever the ratio of the others.
+    """
     from pocketrec.embeddings import METHODS
 
-    only = METHODS[cell["method"]].only_ratio if {"method", "ratio"} <= cell.keys() else None
-    return cell if only is None else {**cell, "ratio": float(only)}
+    method = parameters.get("method")
+    others = [name for name in cell if "." in name and name.partition(".")[0] != method]
+    only = METHODS[method].only_ratio if method in METHODS and "ratio" in parameters else None
+    at = {} if only in (None, parameters.get("ratio")) else {"ratio": float(only)}
+    return {name: value for name, value in cell.items() if name not in others} | at
 
 
 def _exclude(where: Path, content: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, list]]:
@@ -408,7 +419,7 @@ def _exclude(where: Path, content: Mapping[str, Any], cells: list[dict[str, Any]
             if value not in known:
                 raise UserError(
                     f"{where}: `exclude` names {axis} {value!r}, which is not in the grid"
-                    + suggest(value, {str(v) for v in known})
+                    + suggest(value, {spelled(v) for v in known})
                 )
     return rules
 

@@ -34,6 +34,7 @@ from pyarrow import csv
 from tqdm import tqdm
 
 from pocketrec import paths
+from pocketrec.data import identity
 from pocketrec.data.columns import Transform, Vocabulary, encode
 from pocketrec.data.rows import Inputs, Rows
 from pocketrec.errors import UserError, unknown
@@ -92,12 +93,12 @@ class Options:
         return [self.split.removeprefix("time:")] if self.split.startswith("time:") else []
 
 
-def fingerprint(options: Options) -> list:
-    """Absolute path, size and time of change of the file."""
-    if not options.file.is_file():
-        raise UserError(f"{options.file}: no such file; set option 'path' to your table")
-    state = options.file.stat()
-    return [str(options.file), state.st_size, state.st_mtime_ns]
+def fingerprint(options: Options) -> str:
+    """Hash of the file's content."""
+    try:
+        return identity.content(options.file)
+    except UserError as error:
+        raise UserError(f"{error}; set option 'path' to your table") from None
 
 
 def rows(options: Options, inputs: Inputs) -> Rows:
