@@ -67,6 +67,14 @@ def test_blocks_are_read_where_they_are_placed(lookup):
     assert torch.equal(out.double(), exact)
 
 
+@pytest.mark.parametrize("size", [500, 100_003])
+def test_blocks_that_are_written_past_the_caches(size):
+    array, ids = torch.randn(size), torch.randint(0, 10**6, (2**20 + 3, 1))
+    place, windows = hash_of(robe.MULTIPLY_SHIFT, 1, 1), windows_of([size], 16)
+    out, starts = robe.read_blocks(array, ids, *place, *windows, None)
+    assert torch.equal(out.flatten(), array[robe.elements(starts, windows).flatten()])
+
+
 @given(lookups(), st.booleans(), st.booleans())
 @settings(deadline=None)
 def test_ids_are_checked_as_they_are_read(lookup, on, narrow):

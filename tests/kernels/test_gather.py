@@ -66,6 +66,18 @@ def test_gradient(lookup):
     assert torch.equal(through_autograd, gather.sum_rows(gradient, index, len(table)))
 
 
+@dtypes
+@pytest.mark.parametrize("width", [16, 128])
+def test_rows_that_are_written_past_the_caches(width, dtype):
+    count = 2 * 2**24 // width  # whose numbers fill as many bytes as are too many, in either type
+    table, ids = torch.randn(1000, width).to(dtype), torch.randint(0, 1000, (count, 1))
+    expected = table.index_select(0, ids.flatten())
+    assert torch.equal(gather.rows(table, ids.flatten()), expected)
+    limits, starts = torch.tensor([1000]), torch.tensor([0])
+    assert torch.equal(gather.table_rows(table, ids, limits, starts)[0].squeeze(1), expected)
+    assert torch.equal(gather.table_rows(table, ids[1:], limits, starts)[0].squeeze(1), expected[1:])
+
+
 @given(lookups(), st.sampled_from(gather.DTYPES), st.booleans(), st.booleans())
 @settings(deadline=None)
 def test_training_in_place(lookup, dtype, adagrad, on):

@@ -136,7 +136,7 @@ class Embedding(nn.Module):
 
         Under autocast too in the precision of the stored numbers, for all methods alike.
         """
-        kind = ids.device.type
+        kind = "cpu" if ids.is_cpu else ids.device.type  # to be told its name takes longer
         if not torch.is_autocast_enabled(kind):
             return self.lookup(self._checked(ids))
         with torch.autocast(kind, enabled=False):

@@ -153,6 +153,7 @@ class Robe(Embedding):
         self.constant("window_sizes", torch.tensor(sizes))  # [1 or features]
         self.constant("window_bases", offsets(sizes))
         self.constant("own", own)
+        self._kept: tuple[robe.Hash, robe.Windows] | None = None
 
     def lookup(self, ids: Tensor) -> Tensor:
         place, windows = self._where()
@@ -169,9 +170,11 @@ class Robe(Embedding):
         return interaction.pair_blocks(self.array.weight, ids, first, *place, *windows, self.own)
 
     def _where(self) -> tuple[robe.Hash, robe.Windows]:
-        of = self._buffers
-        place = robe.Hash(of["place_table"], of["place_piece"], of["place_multiplier"], self.kind)
-        return place, robe.Windows(of["window_sizes"], of["window_bases"], self.block_size)
+        of, kept = self._buffers, self._kept
+        if kept is None or kept[0].table is not of["place_table"]:  # not yet put together, or moved since
+            place = robe.Hash(of["place_table"], of["place_piece"], of["place_multiplier"], self.kind)
+            kept = self._kept = place, robe.Windows(of["window_sizes"], of["window_bases"], self.block_size)
+        return kept
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         ids, width = self.feature_rows(feature, rows).tolist(), self.block_size

@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 #include <omp.h>
@@ -57,11 +57,37 @@ struct Bfloat16 {
 // Sixteen floats, anywhere; compilers let vectors stand for their elements.
 using Line = float __attribute__((vector_size(64), aligned(4)));
 
+// What is too large to stay in the caches until it is read again is written past them: memory is then not read first
+// for lines that are overwritten whole. Whole lines only, and `settle` once behind all of them.
+inline bool past_caches(const float* out, i64 count) {
+  return count >= i64(1) << 24 && reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
+}
+
+inline void store_past(float* to, Line line) {
+#if defined __AVX512F__
+  _mm512_stream_ps(to, line);
+#elif defined __AVX__
+  __m256 halves[2];
+  std::memcpy(halves, &line, sizeof line);
+  _mm256_stream_ps(to, halves[0]), _mm256_stream_ps(to + 8, halves[1]);
+#else
+  *reinterpret_cast<Line*>(to) = line;
+#endif
+}
+
+inline void settle() {
+#ifdef __AVX__
+  _mm_sfence();
+#endif
+}
+
 // Loops of a width known when compiled are unrolled into whole vectors; W = 0 takes any width.
-template <int W>
+template <int W, bool PAST = false>
 inline void copy(float* __restrict to, const float* __restrict from, i64 width) {
   const i64 n = W ? W : width;
-  if (W && W % 16 == 0) {
+  if (W && W % 16 == 0 && PAST) {
+    for (i64 i = 0; i < n; i += 16) store_past(to + i, *reinterpret_cast<const Line*>(from + i));
+  } else if (W && W % 16 == 0) {
     for (i64 i = 0; i < n; i += 16) *reinterpret_cast<Line*>(to + i) = *reinterpret_cast<const Line*>(from + i);
   } else if (W) {
     for (i64 i = 0; i < n; ++i) to[i] = from[i];
@@ -157,12 +183,12 @@ inline i64 first_outside(const i64* index, i64 rows, i64 n) {
 }
 
 // to[n, width] = table[index[0 .. n)]. The index goes on for `more`; memory is asked for ahead, not for the first rows.
-template <int W>
+template <int W, bool PAST = false>
 inline void copy_rows(float* to, const float* table, const i64* index, i64 width, i64 n, i64 more) {
   const i64 ahead = rows_ahead(width);
   for (i64 j = 0; j < n; ++j) {
     if (j + ahead < n + more) prefetch(table + index[j + ahead] * width, width);
-    copy<W>(to + j * width, table + index[j] * width, width);
+    copy<W, PAST>(to + j * width, table + index[j] * width, width);
   }
 }
 

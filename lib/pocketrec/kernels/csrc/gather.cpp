@@ -12,10 +12,13 @@ namespace {
 constexpr i64 PIECE = 2048;  // lookups whose ids are checked before the first of them is read
 constexpr int SOON = 8;      // how many gradients of one row ahead memory is asked for
 
-// out = table[index], which lies inside the table
-void read(const float* table, const i64* index, float* out, i64 width, i64 n) {
+// out = table[index], which lies inside the table; `past` caches
+void read(const float* table, const i64* index, float* out, i64 width, i64 n, bool past) {
   for (i64 j = 0; j < std::min(rows_ahead(width), n); ++j) prefetch(table + index[j] * width, width);
-  with_width(width, [&](auto w) { copy_rows<decltype(w)::value>(out, table, index, width, n, 0); });
+  with_width(width, [&](auto w) {
+    constexpr int W = decltype(w)::value;
+    past ? copy_rows<W, true>(out, table, index, width, n, 0) : copy_rows<W>(out, table, index, width, n, 0);
+  });
 }
 
 // The positions [0, n) whose rows belong to this thread, by a hash of the row. Every thread reads the whole index, and
@@ -128,14 +131,16 @@ extern "C" i64 check_ids(const void* at, const i64* limits, i64* wide, i64 batch
 // out = table[index]. Returns the first position whose index lies outside the table, or -1.
 extern "C" i64 gather(const float* table, const i64* index, float* out, i64 rows, i64 width, i64 n, int threads) {
   std::atomic<bool> right{true};
+  const bool past = past_caches(out, n * width);
   team(threads, [=, &right](int thread, int threads) {
     in_pieces(n, PIECE, thread, threads, [&](i64 first, i64 count) {
       if (!inside(index + first, rows, count)) {
         right = false;
       } else {
-        read(table, index + first, out + first * width, width, count);
+        read(table, index + first, out + first * width, width, count, past);
       }
     });
+    if (past) settle();
   });
   return right ? -1 : first_outside(index, rows, n);
 }
@@ -147,6 +152,7 @@ extern "C" i64 gather_tables(const float* table, const void* at, const i64* limi
                              i64* index, float* out, i64 rows, i64 width, i64 batch, i64 features, int bytes,
                              int threads) {
   const Stacked tables{{at, limits, features, bytes}, starts, hash, rows};
+  const bool past = past_caches(out, batch * features * width);
   std::atomic<bool> right{true};
   team(threads, [=, &right](int thread, int threads) {
     const i64 most = std::min(batch, samples_of(features, PIECE));
@@ -156,9 +162,10 @@ extern "C" i64 gather_tables(const float* table, const void* at, const i64* limi
       if (!placing.place(first, samples, to)) {
         right = false;
       } else {
-        read(table, to, out + first * features * width, width, samples * features);
+        read(table, to, out + first * features * width, width, samples * features, past);
       }
     });
+    if (past) settle();
   });
   return right ? -1 : tables.first_wrong(batch);
 }

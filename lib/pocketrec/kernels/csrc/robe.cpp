@@ -193,7 +193,8 @@ struct Placing {
   }
 };
 
-// out[samples, features, blocks, block] = the blocks that start at `placed`
+// out[samples, features, blocks, block] = the blocks that start at `placed`; PAST caches, if so
+template <bool PAST>
 void read(const float* array, const i64* placed, float* out, i64 samples, i64 features, i64 blocks,
           const Windows& windows, i64 block) {
   const i64 count = samples * features * blocks;
@@ -205,7 +206,7 @@ void read(const float* array, const i64* placed, float* out, i64 samples, i64 fe
       const i64 start = placed[j];
       float* const row = out + j * block;
       if (__builtin_expect(start + block <= end, 1)) {
-        copy<Z>(row, array + start, block);
+        copy<Z, PAST>(row, array + start, block);
       } else {
         pieces(start, block, end, size,
                [&](i64 place, i64 at, i64 length) { copy<0>(row + place, array + at, length); });
@@ -231,6 +232,7 @@ extern "C" i64 read_blocks(const float* array, const void* at, const i64* limits
                            int bytes, int hash, int threads) {
   const Windows windows{sizes, bases, window_count};
   const Placing placing{{at, limits, features, bytes}, blocks, block, windows, hash, own, {}, {}, {}, {}};
+  const bool past = out && past_caches(out, batch * features * blocks * block);
   std::atomic<bool> right{true};
   team(threads, [=, &right](int thread, int threads) {
     const i64 stride = features * blocks, most = std::min(batch, samples_of(stride));
@@ -241,9 +243,11 @@ extern "C" i64 read_blocks(const float* array, const void* at, const i64* limits
       if (!mine.place(first, samples, placed)) {
         right = false;
       } else if (out) {
-        read(array, placed, out + first * stride * block, samples, features, blocks, windows, block);
+        (past ? read<true> : read<false>)(array, placed, out + first * stride * block, samples, features, blocks,
+                                          windows, block);
       }
     });
+    if (past) settle();
   });
   for (i64 k = 0; k < batch * features && !right; ++k) {
     if (placing.wrong(k)) return k;
