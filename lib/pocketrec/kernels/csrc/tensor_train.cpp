@@ -315,11 +315,21 @@ std::vector<i64> starts(const i64* radices, i64 tables) {
 
 // The first position whose id lies outside its table, or -1; an id below 0 asks for nothing.
 i64 outside(const i64* ids, const i64* tables, const i64* radices, i64 cores, i64 table_count, i64 n) {
-  std::vector<i64> limits(table_count, 1);
+  i64* const limits = memory<i64, 1>(table_count);
+  std::fill_n(limits, table_count, 1);
   for (i64 i = 0; i < cores * table_count; ++i) limits[i / cores] *= radices[i];
-  for (i64 j = 0, next = 0; j < n; ++j) {
-    const i64 t = tables ? tables[j] : next;
-    if (++next == table_count) next = 0;
+  if (!tables) {  // all at once first, which compilers make vectors of
+    const i64 samples = samples_of(table_count), piece = samples * table_count;
+    const i64* const limit = spread<0>(limits, table_count, samples);
+    u64 wrong = 0;
+    for (i64 first = 0; first < n; first += piece) {
+      const i64* const some = ids + first;
+      for (i64 k = 0; k < std::min(piece, n - first); ++k) wrong |= ::outside(std::max<i64>(some[k], 0), limit[k]);
+    }
+    if (!(wrong >> 63)) return -1;
+  }
+  for (i64 j = 0; j < n; ++j) {
+    const i64 t = tables ? tables[j] : j % table_count;
     if (t < 0 || t >= table_count || ids[j] >= limits[t]) return j;
   }
   return -1;
