@@ -4,7 +4,10 @@ import math
 import types
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin
+
+_NUMBERS = {int: Integral, float: Real}
 
 
 class UserError(Exception):
@@ -24,7 +27,7 @@ def unknown(kind: str, word: object, known: Iterable[str], where: object) -> Use
 
 
 def conform(value: Any, hint: Any, where: str) -> Any:
-    """Return a value as its type hint wants it, a whole number as a float where that is wanted.
+    """Return a value as its type hint wants it: numpy's numbers as Python's, a whole one as a float where it shall be.
 
     Hints may be int, float, bool, str, a `Literal`, a list of one of them, or one of them beside None.
     """
@@ -38,10 +41,10 @@ def conform(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise UserError(f"{where}: expected a list, found {value!r}")
         return [conform(item, arguments[0], where) for item in value]
-    elif hint is float and type(value) is int:
-        return float(value)
+    elif hint in _NUMBERS and isinstance(value, _NUMBERS[hint]) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UserError(f"{where}: expected a finite number, found {value!r}")
+        return hint(value)
     elif type(value) is not hint:
         raise UserError(f"{where}: expected {hint.__name__}, found {value!r}")
-    elif hint is float and not math.isfinite(value):
-        raise UserError(f"{where}: expected a finite number, found {value!r}")
     return value

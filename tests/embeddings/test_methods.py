@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,9 +102,11 @@ def test_unknown_method_is_answered_with_the_nearest():
         ("name = 'full'", r"two\.py: the method Two is called 'full' like that of pocketrec\.embeddings\.full"),
         ("", r"two\.py: the method Two has no `name`"),
         ("name = 3", r"two\.py: the method Two has no `name`"),
+        ("name = 1 / 0", r"two\.py:4: cannot be imported: ZeroDivisionError"),
+        ("name = (", r"two\.py: cannot be imported: SyntaxError: .*\(two\.py, line 4\)"),
     ],
 )
-def test_no_file_takes_the_name_of_a_method(tmp_path, monkeypatch, body, message):
+def test_a_file_that_is_no_method_of_its_own_is_named(tmp_path, monkeypatch, body, message):
     code = f"from pocketrec.embeddings.base import Embedding\n\nclass Two(Embedding):\n    {body or 'pass'}\n"
     (tmp_path / "two.py").write_text(code)
     monkeypatch.setattr(embeddings, "__path__", [*embeddings.__path__, str(tmp_path)])
@@ -154,3 +157,8 @@ def test_what_just_fits_is_found():
 def test_a_knob_of_another_type_is_named(name, knobs, message):
     with pytest.raises(UserError, match=message):
         embeddings.build(name, cardinalities=[1009, 211], dim=8, ratio=2, **knobs)
+
+
+def test_numbers_of_numpy_are_numbers():
+    e = embeddings.build("robe", cardinalities=[1009], dim=8, ratio=2, block_size=np.int64(4), init_scale=np.float32(1))
+    assert e.config["block_size"] == 4 and type(e.config["block_size"]) is int and e.config["init_scale"] == 1.0

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import ModuleInfo, iter_modules
+from traceback import extract_tb
+from types import ModuleType
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -34,11 +36,21 @@ __all__ = [
 ]
 
 
+def _imported(file: ModuleInfo) -> ModuleType:
+    try:
+        return import_module(f"{__name__}.{file.name}")
+    except Exception as error:  # whatever is wrong in a method that someone is writing
+        path = Path(file.module_finder.path, f"{file.name}.py")
+        lines = [f":{frame.lineno}" for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"{path}{lines[-1] if lines else ''}"
+        raise UserError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
+
+
 def _discover() -> dict[str, type[Embedding]]:
     """Return the methods by name: every class of the contract that a file beside this one defines."""
     found: dict[str, type[Embedding]] = {}
     for file in iter_modules(__path__):
-        module = import_module(f"{__name__}.{file.name}")
+        module = _imported(file)
         for kind in vars(module).values():
             own = isinstance(kind, type) and issubclass(kind, Embedding) and kind.__module__ == module.__name__
             if not own or kind in (Embedding, Apart):

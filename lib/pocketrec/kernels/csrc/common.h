@@ -60,7 +60,7 @@ using Line = float __attribute__((vector_size(64), aligned(4)));
 // What is too large to stay in the caches until it is read again is written past them: memory is then not read first
 // for lines that are overwritten whole. Whole lines only, and `settle` once behind all of them.
 inline bool past_caches(const float* out, i64 count) {
-  return count >= i64(1) << 24 && reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
+  return count >= i64(1) << 22 && reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
 }
 
 inline void store_past(float* to, Line line) {

@@ -36,12 +36,17 @@ extern "C" void copy_all(const float* from, float* to, i64 count, int threads) {
 extern "C" void gather_limit(const float* table, const u32* index, float* out, i64 step, i64 width, i64 n,
                              int threads) {
   const i64 ahead = step < width ? AHEAD : rows_ahead(width);
-  with_width(width, [&](auto w) {
+  const auto read = [=](auto w, auto past) {
     constexpr int W = decltype(w)::value;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (i64 j = 0; j < n; ++j) {
-      if (j + ahead < n) prefetch_span(table + index[j + ahead] * step, width);
-      copy<W>(out + j * width, table + index[j] * step, width);
-    }
+    team(threads, [=](int thread, int threads) {
+      for (i64 j = n * thread / threads; j < n * (thread + 1) / threads; ++j) {
+        if (j + ahead < n) prefetch_span(table + index[j + ahead] * step, width);
+        copy<W, decltype(past)::value>(out + j * width, table + index[j] * step, width);
+      }
+      if (past) settle();
+    });
+  };
+  with_width(width, [&](auto w) {
+    past_caches(out, n * width) ? read(w, std::true_type{}) : read(w, std::false_type{});
   });
 }
