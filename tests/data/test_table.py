@@ -164,6 +164,20 @@ def test_a_file_that_was_touched_or_put_away_is_the_same(dataset, root):
     assert data.load("mine").digest == before.digest
 
 
+@pytest.mark.parametrize(("path", "message"), [("folder", "no such file"), ("t.csv", "cannot be read: Permission")])
+def test_what_cannot_be_read_is_a_users_error(dataset, root, path, message, monkeypatch):
+    dataset()
+    (root / "folder").mkdir()
+    (paths.DATA / "hashes.json").write_text("[]")
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pocketrec.data.identity._hash", refused)
+    with pytest.raises(UserError, match=f"{path}: {message}.*; set option 'path' to your table"):
+        data.digest("mine", {"path": path})
+
+
 def test_a_change_that_keeps_size_and_time_elsewhere_is_seen(dataset, root):
     before, state = dataset().digest, (root / "t.csv").stat()
     content = (root / "t.csv").read_bytes()

@@ -1,6 +1,8 @@
 """What is particular to one method."""
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from pocketrec import embeddings
 from pocketrec.embeddings.base import full_bytes, generator
-from pocketrec.errors import UserError
+from pocketrec.errors import UserError, conform
 from pocketrec.kernels import universal_hash
 
 CARDINALITIES = [100, 5000, 3]
@@ -157,6 +159,31 @@ def test_what_just_fits_is_found():
 def test_a_knob_of_another_type_is_named(name, knobs, message):
     with pytest.raises(UserError, match=message):
         embeddings.build(name, cardinalities=[1009, 211], dim=8, ratio=2, **knobs)
+
+
+@pytest.mark.parametrize(
+    ("hint", "given", "found"),
+    [
+        (int | str, "x", "x"),
+        (None | int, 3, 3),
+        (float | None, None, None),
+        (list[int], (1, np.int64(2)), [1, 2]),
+        (Sequence[int], (1, 2), (1, 2)),
+        (Any, {}, {}),
+        (int, 10**400, 10**400),
+    ],
+)
+def test_hints_that_a_method_of_ones_own_may_use(hint, given, found):
+    assert conform(given, hint, "here") == found
+
+
+def test_a_knob_without_a_hint_is_taken_as_it_is():
+    class Own(embeddings.Embedding):
+        @classmethod
+        def solve(cls, cardinalities, dim, budget_bytes, *, depth=3):
+            return {}
+
+    assert Own.knob("depth", "four", "here") == "four"
 
 
 def test_numbers_of_numpy_are_numbers():

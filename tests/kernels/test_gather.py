@@ -67,15 +67,23 @@ def test_gradient(lookup):
 
 
 @dtypes
-@pytest.mark.parametrize("width", [16, 128])
+@pytest.mark.parametrize("width", [32, 48, 128])
 def test_rows_that_are_written_past_the_caches(width, dtype):
-    count = 2 * 2**22 // width  # whose numbers fill as many bytes as are too many, in either type
+    count = 2 * 2**22 // width + 1  # whose numbers fill as many bytes as are too many, in either type
     table, ids = torch.randn(1000, width).to(dtype), torch.randint(0, 1000, (count, 1))
     expected = table.index_select(0, ids.flatten())
     assert torch.equal(gather.rows(table, ids.flatten()), expected)
     limits, starts = torch.tensor([1000]), torch.tensor([0])
     assert torch.equal(gather.table_rows(table, ids, limits, starts)[0].squeeze(1), expected)
     assert torch.equal(gather.table_rows(table, ids[1:], limits, starts)[0].squeeze(1), expected[1:])
+
+
+def test_rows_may_be_written_anywhere():
+    table, index, width = torch.randn(1000, 16), torch.randint(0, 1000, (2**18 + 1,)), 16
+    out = torch.empty(len(index) * width + 4)[4:]  # no row of it fills a line of the caches
+    pointers = native.pointers(table, index, out)
+    assert native.library("gather").gather(*pointers, 1000, width, len(index), 2) == -1
+    assert torch.equal(out.view(-1, width), table[index])
 
 
 @given(lookups(), st.sampled_from(gather.DTYPES), st.booleans(), st.booleans())

@@ -39,13 +39,14 @@ def test_it_holds_what_a_reader_needs(suite, tmp_path):
 
 
 def test_it_goes_into_a_folder_with_the_files_that_define_it(suite, tmp_path):
-    (tmp_path / "suites").mkdir()
-    asked = tmp_path / "suites/quick.yaml"
+    (tmp_path / "alice").mkdir()  # wherever it lies, whose name is nobody's business
+    asked = tmp_path / "alice/quick.yaml"
     asked.write_text(f"title: mine\noptions: {{path: {Path.home()}/clicks.csv}}\n")
-    path, _ = report.bundle(suite, tmp_path, params=[asked])
+    path, _ = report.bundle(suite, tmp_path, params=[asked, paths.PARAMS / "datasets/planted.yaml"])
     assert path == tmp_path / "quick.zip"
     with zipfile.ZipFile(path) as archive:
         text = archive.read("quick/params/suites/quick.yaml").decode()
+        assert "quick/params/datasets/planted.yaml" in archive.namelist()
     assert text.startswith("title: mine") and "{path: ~/clicks.csv}" in text
 
 

@@ -171,6 +171,17 @@ def test_suites_are_not_mixed(tmp_path):
         report.load_results(tmp_path)
     assert len(report.load_results(tmp_path / "two")) == 1
     assert len(report.load_results(tmp_path / "one/runs/robe")) == 1
+    records.write(tmp_path / "all/three", [records.quality("robe", "planted", 10, 0)], notebooks=False)
+    assert len(report.load_results(tmp_path / "all")) == 1  # one suite alone in a folder is that suite
+    records.write(tmp_path / "set", [records.quality("robe", "runs", 10, 0)], notebooks=False)
+    assert len(report.load_results(tmp_path / "set")) == 1  # of a dataset of that name
+
+
+def test_a_search_without_a_score_has_chosen_nothing(tmp_path):
+    search = {"parameter": "schedule", "validation_auc": {}, "chosen": "constant", "seconds": 9.0}
+    found = [records.quality("robe", "planted", 10, 0) | {"search": search}]
+    folder = records.write(tmp_path / "suite", found, notebooks=False)
+    assert report.load_results(folder)["searched"].tolist() == [""] and report.load_searches(folder).empty
 
 
 def test_nothing_to_read_is_one_sentence(tmp_path):

@@ -53,6 +53,13 @@ def test_the_full_table_runs_at_its_ratio_where_none_is_in_the_grid(here, monkey
     assert found == {"full": 1.0, "robe": 100.0 if ratio else suite.notebook.parameters["ratio"]}
 
 
+def test_a_ratio_that_was_not_asked_for_is_no_axis(here, monkeypatch):
+    monkeypatch.setattr(standins.Full, "only_ratio", 1)
+    both = "grid: {method: all, dataset: tiny}\n"
+    with pytest.raises(UserError, match="exclude: unknown axis 'ratio'"):
+        load(here, both + "fixed: {ratio: 10}\nexclude: [{ratio: 10}]")
+
+
 def test_a_knob_is_an_axis_where_its_method_is_fixed(here):
     suite = load(here, "grid: {dataset: tiny, robe.block_size: [1, 8]}\nfixed: {method: robe}")
     assert [cell["robe.block_size"] for cell in suite.cells] == [1, 8]

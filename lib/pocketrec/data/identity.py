@@ -23,16 +23,18 @@ def content(file: Path) -> str:
     """
     known = _known()
     before = known.get(str(file), {})
-    try:
-        found = file.stat()
-    except OSError:
+    if not file.is_file():
         if before:
             return before["sha256"]
-        raise UserError(f"{file}: no such file") from None
+        raise UserError(f"{file}: no such file")
+    found = file.stat()
     state = {"bytes": found.st_size, "changed": found.st_mtime_ns}
     if before.items() >= state.items():
         return before["sha256"]
-    state["sha256"] = _hash(file, found.st_size)
+    try:
+        state["sha256"] = _hash(file, found.st_size)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     with suppress(OSError):  # a data folder that cannot be written: hashed again next time
         write_json(_file(), _known() | {str(file): state})
     return state["sha256"]
@@ -50,9 +52,10 @@ def _hash(file: Path, size: int) -> str:
 
 def _known() -> dict[str, Any]:
     try:
-        return json.loads(_file().read_text(encoding="utf-8"))
+        known = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _file() -> Path:

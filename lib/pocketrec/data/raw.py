@@ -66,7 +66,10 @@ def files(name: str) -> list[Path]:
 
 def fingerprint(name: str) -> list[Any]:
     """Name and content of every file, in order."""
-    return [[file.name, identity.content(file)] for file in files(name)]
+    try:
+        return [[file.name, identity.content(file)] for file in files(name)]
+    except UserError as error:
+        raise UserError(f"{error}; `pocketrec prepare {name} --raw FILE` says where it is now") from None
 
 
 def _remembered(name: str) -> list[dict[str, Any]]:

@@ -40,8 +40,8 @@ def _imported(file: ModuleInfo) -> ModuleType:
     try:
         return import_module(f"{__name__}.{file.name}")
     except Exception as error:  # whatever is wrong in a method that someone is writing
-        path = Path(file.module_finder.path, f"{file.name}.py")
-        lines = [f":{frame.lineno}" for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
+        path = file.module_finder.find_spec(file.name).origin
+        lines = [f":{frame.lineno}" for frame in extract_tb(error.__traceback__) if frame.filename == path]
         where = f"{path}{lines[-1] if lines else ''}"
         raise UserError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
 

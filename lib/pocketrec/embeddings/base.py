@@ -96,8 +96,9 @@ class Embedding(nn.Module):
 
     @classmethod
     def knob(cls, name: str, value: Any, where: str) -> Any:
-        """Return a knob's value as `solve` takes it; a `UserError` where its type is another one."""
-        return conform(value, get_type_hints(cls.solve)[name], where)
+        """Return a knob's value as `solve` takes it; a `UserError` where its type is another one than it hints at."""
+        hints = get_type_hints(cls.solve)
+        return conform(value, hints[name], where) if name in hints else value
 
     # what a method provides
 

@@ -48,7 +48,7 @@ def bundle(
         copy = Path(folder) / suite_dir.name
         left_out = _copy(suite_dir, copy)
         for path in params:
-            place = copy / "params" / path.absolute().parent.name / path.name
+            place = copy / "params" / _kind(path) / path.name
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(_without_names(path.read_text(encoding="utf-8")), encoding="utf-8")
         collect(copy)
@@ -57,6 +57,12 @@ def bundle(
             for path in sorted(copy.rglob("*")):
                 archive.write(path, path.relative_to(folder))
     return target, left_out
+
+
+def _kind(path: Path) -> str:
+    """Return the folder of `params` that a file belongs to; a suite may lie anywhere."""
+    kinds = (kind for kind in ("datasets", "methods") if path.resolve().parent == (paths.PARAMS / kind).resolve())
+    return next(kinds, "suites")
 
 
 def _copy(suite_dir: Path, copy: Path) -> list[str]:

@@ -108,6 +108,7 @@ def searches(found: list[dict[str, Any]]) -> pd.DataFrame:
         | {"chosen": value == spelled(search["chosen"])}
         for record, identity in _quality(found)
         for search in [record.get("search", {})]
+        if "chosen" in search
         for value, auc in search.get("validation_auc", {}).items()
     ]
     columns = [*CELL, "parameter", "value", "validation_auc", "chosen"]
@@ -185,10 +186,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def _below(path: Path) -> list[dict[str, Any]]:
     root = path / "runs" if (path / "runs").is_dir() else path
     files = sorted(file for file in root.rglob("record.json") if not _hidden(file.relative_to(root)))
-    suites = {file.relative_to(root).as_posix().partition("/runs/")[0] for file in files if "runs" in file.parts}
-    suites = {str(root / suite) for suite in suites if (root / suite / "runs").is_dir()}
+    names = {file.relative_to(root).as_posix().partition("/runs/")[0] for file in files} if root == path else set()
+    suites = sorted(root / name for name in names if (root / name / "runs").is_dir())
+    if len(suites) > 1:
+        raise UserError(f"{path}: holds suites, whose results do not mix; name one of {', '.join(map(str, suites))}")
     if suites:
-        raise UserError(f"{path}: holds suites, whose results do not mix; name one of {', '.join(sorted(suites))}")
+        return _below(suites[0])
     found = [_read(file) for file in files]
     for record, file in zip(found, files, strict=True):
         if root.name == "runs":
@@ -272,9 +275,10 @@ def _quality(found: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
     columns = {name: record.get(name) for name in ("method", "dataset", "seed", "key", "run", "started")}
     search = record.get("search") or {}
+    chose = "chosen" in search and search.get("validation_auc")  # else the first was taken, for none had a score
     return columns | {
         "ratio_requested": record.get("ratio"),
-        "searched": f"{search['parameter']}={spelled(search['chosen'])}" if "chosen" in search else "",
+        "searched": f"{search['parameter']}={spelled(search['chosen'])}" if chose else "",
         "status": record["status"],
         "reason": record.get("reason", ""),
     }

@@ -196,7 +196,9 @@ def _searches(suite: Suite, facts: _Facts) -> Iterator[dict[str, Any]]:
 
 
 def _concerns(parameter: str, suite: Suite, cell: Mapping[str, Any]) -> bool:
-    """Whether a cell's method has the parameter; a knob is that of one method."""
+    """Whether a cell leaves the parameter open, and its method has it; a knob is that of one method."""
+    if parameter in cell:  # the ratio of a method that exists at one only
+        return False
     method = {**suite.notebook.parameters, **suite.fixed, **cell}["method"]
     return "." not in parameter or parameter.partition(".")[0] == method
 

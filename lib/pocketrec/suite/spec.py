@@ -168,7 +168,7 @@ def load(suite: str) -> Suite:
         timed=timed,
         cells=tuple(cells),
         fixed=fixed,
-        search=_search(path, content, notebook.parameters, resolved, {*fixed, *axis_names(cells)}),
+        search=_search(path, content, notebook.parameters, resolved, {*fixed, *_asked(path, content)}),
         knobs={name: _knobs(path, content, name) for name in _values(path, resolved, "method")},
         options={name: _options(path, content, name) for name in _values(path, resolved, "dataset")},
         limits=_limits(path, content),
@@ -359,15 +359,24 @@ def _cells(
     where: Path, content: Mapping[str, Any], defaults: Mapping[str, Any], fixed: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Multiply out the grid, or each of several, and keep what no rule excludes, every cell once."""
-    grids = content.get("grid")
-    grids = grids if isinstance(grids, list) and grids else [grids]
-    grids = [_mapping(where, "grid", {"grid": grid}) for grid in grids]
-    cells = [cell for grid in grids for cell in _product(where, grid, defaults, fixed)]
+    cells = [cell for grid in _grids(where, content) for cell in _product(where, grid, defaults, fixed)]
     cells = [cell for index, cell in enumerate(cells) if cell not in cells[:index]]
     kept = [cell for cell in cells if not any(_matches(cell, rule) for rule in _exclude(where, content, cells))]
     if not kept:
         raise UserError(f"{where}: `exclude` leaves no run of the grid")
     return kept
+
+
+def _grids(where: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    grids = content.get("grid")
+    grids = grids if isinstance(grids, list) and grids else [grids]
+    return [_mapping(where, "grid", {"grid": grid}) for grid in grids]
+
+
+def _asked(where: Path, content: Mapping[str, Any]) -> dict[str, None]:
+    """Return the names of the axes as they stand in the file, in order."""
+    keys = (key for grid in _grids(where, content) for key in grid)
+    return dict.fromkeys(name.strip() for key in keys for name in key.split(","))
 
 
 def _product(
@@ -386,11 +395,6 @@ def _product(
         for name in names:
             _used(where, "grid", name, methods)
     return [_own(cell, {**defaults, **fixed, **cell}) for cell in cells]
-
-
-def axis_names(cells: Iterable[Mapping[str, Any]]) -> dict[str, None]:
-    """Return the names of all axes, in order: not every cell has each."""
-    return dict.fromkeys(name for cell in cells for name in cell)
 
 
 def _own(cell: dict[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -413,7 +417,7 @@ def _exclude(where: Path, content: Mapping[str, Any], cells: list[dict[str, Any]
         raise UserError(f"{where}: `exclude` must be a list of mappings of axes to values")
     rules = [{k: v if isinstance(v, list) else [v] for k, v in rule.items()} for rule in rules]
     for axis, values in (item for rule in rules for item in rule.items()):
-        _known("axis", [axis], axis_names(cells), f"{where}: exclude")
+        _known("axis", [axis], _asked(where, content), f"{where}: exclude")
         known = [cell[axis] for cell in cells if axis in cell]
         for value in values:
             if value not in known:
