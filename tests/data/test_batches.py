@@ -182,23 +182,3 @@ def test_describe(dataset):
     assert table["unseen_in_test"][2] == pytest.approx((~np.isin(test, train)).mean())
     assert table["top_id_share"][2] == pytest.approx(np.bincount(train).max() / len(train))
     assert (table["top_percent_share"] >= table["top_id_share"]).all()
-
-
-@pytest.mark.slow
-def test_batches_take_a_small_part_of_the_time_of_single_samples(root):
-    dataset = data.load("planted", rows=500_000, scale=0.001)
-
-    def batches():
-        return sum(len(batch.labels) for batch in dataset.batches("train", 1024, seed=0))
-
-    def samples(count=20_000):
-        for row in np.random.default_rng(0).permutation(count):
-            torch.tensor(dataset.dense[row]), torch.tensor(dataset.ids[row]), float(dataset.labels[row])
-        return count
-
-    def seconds_a_row(read):
-        start = time.perf_counter()
-        rows = read()
-        return (time.perf_counter() - start) / rows
-
-    assert seconds_a_row(samples) > 30 * seconds_a_row(batches)
