@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one sentence, shown without a traceback."""
+"""Errors that are the user's to mend: one sentence, shown without a traceback; and the check of a value's type."""
 
 import math
 import types

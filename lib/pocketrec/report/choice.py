@@ -73,9 +73,7 @@ def at_equal_bytes(runs: pd.DataFrame) -> pd.DataFrame:
     """
     cells = summary(runs).assign(score=score)
     full = cells[is_baseline(cells)].set_index("dataset")["auc"]
-    cells = cells[cells["method"] != "full"].merge(
-        tied_with_best(runs).reset_index().astype({"ratio_requested": "float64"}), "left", CELL
-    )
+    cells = cells[cells["method"] != "full"].merge(tied_with_best(runs).reset_index(), "left", CELL)
     rows = []
     for (dataset, ratio), group in cells.groupby(["dataset", "ratio_requested"]):
         done = group[group["auc"].notna()].sort_values("score", ascending=False)

@@ -174,8 +174,9 @@ def _setting(found: list[dict[str, Any]]) -> str:
     epochs = used("epochs", "{} epochs")
     parts = [*used("model"), *used("dim", "dim {}"), *_rows(found)]
     parts += ["1 epoch" if epochs == ["1 epochs"] else text for text in epochs]
-    parts += used("batch_size", "batch {}") + _rates(found, "table", "tables") + _rates(found, "dense", "MLPs")
-    parts += _searched(found)
+    tried = searches(found)
+    parts += used("batch_size", "batch {}") + _rates(found, tried, "table", "tables")
+    parts += _rates(found, tried, "dense", "MLPs") + _searched(tried)
     machines = dict.fromkeys(machine(record["environment"]) for record in found if record.get("environment"))
     return "; ".join(parts + ([f"on {' and '.join(machines)}"] if machines else []))
 
@@ -193,33 +194,28 @@ def _rows(found: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _rates(found: list[dict[str, Any]], part: str, words: str) -> list[str]:
+def _rates(found: list[dict[str, Any]], tried: pd.DataFrame, part: str, words: str) -> list[str]:
     """Name the optimizer of tables or MLPs and its learning rates, those that a search tried where there was one."""
     name = f"{part}_lr"
-    tried = {
-        float(rate)
-        for record in found
-        if record.get("search", {}).get("parameter") == name
-        for rate in record["search"].get("validation_auc", {})
-    }
     fixed = {record["parameters"][name] for record in found if name in record["parameters"]}
     optimizers = {record["parameters"].get(f"{part}_optimizer", "") for record in found}
     if not fixed:
         return []
-    chosen = ", the best on validation data of each cell" if tried else ""
     by = f" by {listed(optimizers)}" if all(optimizers) else ""
-    return [f"{words}{by} at {listed(tried or fixed)}{chosen}"]
+    return [f"{words}{by} at {_values(tried, name) or listed(fixed)}"]
 
 
-def _searched(found: list[dict[str, Any]]) -> list[str]:
+def _values(tried: pd.DataFrame, name: str) -> str:
+    """Name the values of a parameter that were searched, or nothing."""
+    values = {*tried.loc[tried["parameter"] == name, "value"]}
+    return f"{listed(values)}, the best on validation data of each cell" if values else ""
+
+
+def _searched(tried: pd.DataFrame) -> list[str]:
     """Name what was searched, unless `_rates` does, and how many of the best values may have a better one beyond."""
-    tried = searches(found)
     chosen = tried[tried["chosen"]]
-    parts = []
-    for name in chosen["parameter"].unique():
-        if name not in ("table_lr", "dense_lr"):
-            values = {*tried.loc[tried["parameter"] == name, "value"]}
-            parts.append(f"{name} of {listed(values)}, the best on validation data of each cell")
+    others = [name for name in chosen["parameter"].unique() if name not in ("table_lr", "dense_lr")]
+    parts = [f"{name} of {_values(tried, name)}" for name in others]
     if at_end := (chosen["end"] != "").sum():
         parts.append(f"{at_end} of {len(chosen)} best values at an end of what was tried")
     return parts

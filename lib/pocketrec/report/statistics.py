@@ -139,7 +139,8 @@ def tied_with_best(results: pd.DataFrame) -> pd.Series:
     NA where there are too few seeds for any test. The index is that of `CELL`.
     """
     rivals = differences(results, "best").set_index(CELL)
-    cells = pd.MultiIndex.from_tuples([c for c in by_seed(results, "auc") if c[1] != "full"], names=CELL)
+    found = pd.DataFrame([c for c in by_seed(results, "auc") if c[1] != "full"], columns=CELL)
+    cells = pd.MultiIndex.from_frame(found.astype({"ratio_requested": "float64"}))
     tied = pd.Series(True, cells, dtype="boolean", name="tied")
     tied[rivals.index] = not_worse(rivals["difference"], rivals["p"])
     return tied
