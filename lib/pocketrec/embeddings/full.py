@@ -55,7 +55,8 @@ class Full(Embedding):
 
     def lookup(self, ids: Tensor) -> Tensor:
         of = self._buffers  # as attributes they would take longer to find
-        return self._modules["table"](ids, gather.Tables(of["limits"], of["offsets"]))
+        tables = gather.Tables(of["limits"], of["offsets"])
+        return self._modules["table"].forward(ids, tables)  # called as a module it would take longer
 
     def lookup_pairs(self, ids: Tensor, first: Tensor | None) -> Tensor | None:
         quantized = type(self.table) is not Rows

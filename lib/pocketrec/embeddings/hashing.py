@@ -82,7 +82,8 @@ class Hashing(Embedding):
 
     def lookup(self, ids: Tensor) -> Tensor:
         of = self._buffers  # as attributes they would take longer to find
-        return self._modules["table"](ids, gather.Tables(of["limits"], of["offsets"], of["hash"]))
+        tables = gather.Tables(of["limits"], of["offsets"], of["hash"])
+        return self._modules["table"].forward(ids, tables)  # called as a module it would take longer
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
         size = self.config["rows"][feature]

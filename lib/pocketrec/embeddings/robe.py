@@ -173,7 +173,9 @@ class Robe(Embedding):
         of, kept = self._buffers, self._kept
         if kept is None or kept[0].table is not of["place_table"]:  # not yet put together, or moved since
             place = robe.Hash(of["place_table"], of["place_piece"], of["place_multiplier"], self.kind)
-            kept = self._kept = place, robe.Windows(of["window_sizes"], of["window_bases"], self.block_size)
+            kept = place, robe.Windows(of["window_sizes"], of["window_bases"], self.block_size)
+            if not torch.compiler.is_compiling():  # an export takes no tensors beside parameters and buffers
+                self._kept = kept
         return kept
 
     def materialize(self, feature: int, rows: slice = slice(None)) -> Tensor:
